@@ -1,0 +1,42 @@
+"""specsim: predict what speculative decoding does for a language model on a GPU.
+
+Names are imported on first use (PEP 562), so that `import specsim` and the command line
+start without scipy, pandas, matplotlib or simpy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from specsim import acceptance as acceptance
+    from specsim.catalogue import gpu as gpu
+    from specsim.catalogue import model as model
+    from specsim.catalogue import runtime as runtime
+
+#: Public name → the module that defines it.
+_EXPORTS = {
+    "model": "specsim.catalogue",
+    "gpu": "specsim.catalogue",
+    "runtime": "specsim.catalogue",
+}
+_MODULES = ("acceptance", "errors", "units", "records")
+
+__all__ = ["__version__", *_EXPORTS, *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        value = getattr(importlib.import_module(_EXPORTS[name]), name)
+        globals()[name] = value
+        return value
+    if name in _MODULES:
+        return importlib.import_module(f"specsim.{name}")
+    raise AttributeError(f"module 'specsim' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
