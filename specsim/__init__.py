@@ -25,7 +25,7 @@ _EXPORTS = {
 }
 _MODULES = ("acceptance", "errors", "units", "records")
 
-__all__ = ["__version__", *_EXPORTS, *_MODULES]
+__all__ = ["__version__", "acceptance", "errors", "gpu", "model", "records", "runtime", "units"]
 
 
 def __getattr__(name: str) -> Any:

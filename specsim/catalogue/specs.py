@@ -40,6 +40,8 @@ class AttentionSpec:
     sinks: bool = False  # one learned logit a head (gpt-oss)
     shares_kv: bool = False  # reuses an earlier layer's cache (Gemma 3n/4)
     v_head_dim: int | None = None
+    key_is_value: bool = False  # no v projection: the key is also the value (Gemma 4)
+    input_features: int = 1  # the q, k, v input is this many hidden states wide (EAGLE-3: 2)
     # latent
     q_lora_rank: int | None = None
     kv_lora_rank: int = 0
@@ -58,17 +60,17 @@ class AttentionSpec:
 
     def projections(self, hidden_size: int) -> tuple[tuple[str, int, int], ...]:
         """The weight matrices as (name, inputs, outputs), norms and biases left out."""
-        h = hidden_size
+        h = hidden_size * self.input_features
         if self.kind == "latent":
             qk = self.qk_nope_head_dim + self.qk_rope_head_dim
             v = self.v_head_dim or self.head_dim
             if self.q_lora_rank:
-                query = (
+                query: tuple[tuple[str, int, int], ...] = (
                     ("q_a_proj", h, self.q_lora_rank),
                     ("q_b_proj", self.q_lora_rank, self.num_heads * qk),
                 )
             else:
-                query = (("q_proj", h, self.num_heads * qk),)  # type: ignore[assignment]
+                query = (("q_proj", h, self.num_heads * qk),)
             indexer: tuple[tuple[str, int, int], ...] = ()
             if self.index_heads:
                 indexer = (
@@ -80,7 +82,7 @@ class AttentionSpec:
                 *query,
                 ("kv_a_proj", h, self.kv_lora_rank + self.qk_rope_head_dim),
                 ("kv_b_proj", self.kv_lora_rank, self.num_heads * (self.qk_nope_head_dim + v)),
-                ("o_proj", self.num_heads * v, h),
+                ("o_proj", self.num_heads * v, hidden_size),
                 *indexer,
             )
         if self.kind == "linear":
@@ -89,13 +91,17 @@ class AttentionSpec:
             return (
                 ("in_proj_qkvz", h, 2 * key + 2 * value),
                 ("in_proj_ba", h, 2 * self.linear_value_heads),
-                ("o_proj", value, h),
+                ("o_proj", value, hidden_size),
             )
         query_width = self.num_heads * self.head_dim * (2 if self.output_gate else 1)
-        kv_width = 0 if self.shares_kv else 2 * self.num_kv_heads * self.head_dim
+        value_dim = self.v_head_dim or self.head_dim
+        kv_width = 0
+        if not self.shares_kv:
+            kv_dim = self.head_dim + (0 if self.key_is_value else value_dim)
+            kv_width = self.num_kv_heads * kv_dim
         return (
             ("qkv_proj", h, query_width + kv_width),
-            ("o_proj", self.num_heads * self.head_dim, h),
+            ("o_proj", self.num_heads * value_dim, hidden_size),
         )
 
     def num_small_parameters(self, hidden_size: int) -> int:
@@ -155,6 +161,7 @@ class FeedForwardSpec:
     shared_intermediate_size: int = 0  # all shared experts together; read by every token
     shared_gate: bool = False  # a scalar gate on the shared expert (Qwen)
     router_bias: bool = False  # per-expert correction bias or router bias
+    router_scale: bool = False  # a learned scale on the router's input (Gemma 4)
 
     @property
     def is_moe(self) -> bool:
@@ -179,7 +186,8 @@ class FeedForwardSpec:
             return 0
         router = hidden_size * self.num_experts + (self.num_experts if self.router_bias else 0)
         shared = self.num_matrices * hidden_size * self.shared_intermediate_size
-        return router + shared + (hidden_size if self.shared_gate else 0)
+        scales = hidden_size * (self.shared_gate + self.router_scale)
+        return router + shared + scales
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -224,13 +232,19 @@ class ModelSpec:
     layers: tuple[LayerGroup, ...]
     max_context: int
     tie_word_embeddings: bool
+    embedding_size: int | None = None  # where it differs from hidden_size (OPT-350M)
     norm_bias: bool = False
+    head_bias: bool = False
     learned_positions: int = 0  # rows of a learned position table (OPT, GPT-2)
     per_layer_embedding: int = 0  # extra embedding width a layer (Gemma 3n/4)
     extra_parameters: int = 0  # what the formulas leave out, with its reason in `source`
     mtp_layers: int = 0
     head_of: str | None = None  # "eagle", "eagle3", "mtp", "medusa", "dflash": a draft head
-    feature_inputs: int = 0  # EAGLE fuses 1 target hidden state, EAGLE-3 three
+    feature_inputs: int = 0  # target hidden states a head fuses: EAGLE 1, EAGLE-3 three
+    feature_size: int | None = None  # width of the target's states, where not hidden_size
+    fuses_embedding: bool = False  # the fusion also takes the token's embedding (EAGLE, MTP)
+    block_size: int = 0  # positions that a block drafter (DFlash) fills in one pass
+    markov_rank: int = 0  # low-rank table of the previous token on the logits (DSpark)
     draft_vocab_size: int | None = None  # rows of the head's output, where reduced
     shares_embedding: bool = False  # uses the target's embedding (its weights are not its own)
     shares_head: bool = False  # uses the target's output head
@@ -254,6 +268,25 @@ class ModelSpec:
         return self.draft_vocab_size or self.vocab_size
 
     @property
+    def embedding_width(self) -> int:
+        """Width of the input embedding and of the output head's input."""
+        return self.embedding_size or self.hidden_size
+
+    @property
+    def fusion_inputs(self) -> int:
+        """Inputs of the projection to `hidden_size` that fuses target features; 0 is none."""
+        if not self.feature_inputs:
+            return 0
+        embedding = self.hidden_size if self.fuses_embedding else 0
+        return self.feature_inputs * (self.feature_size or self.hidden_size) + embedding
+
+    @property
+    def head_parameters(self) -> int:
+        """Parameters of the output head, wherever they are stored: it is read and
+        multiplied on every pass, tied or not."""
+        return self.head_vocab_size * (self.embedding_width + (1 if self.head_bias else 0))
+
+    @property
     def _norm_width(self) -> int:
         return self.hidden_size * (2 if self.norm_bias else 1)
 
@@ -264,16 +297,20 @@ class ModelSpec:
             * group.parameters(self.hidden_size, active=active, norm_width=self._norm_width)
             for group in self.layers
         )
-        fusion = self.feature_inputs * self.hidden_size * self.hidden_size
-        return layers + self._norm_width + fusion + self.extra_parameters
+        fusion = self.fusion_inputs * self.hidden_size
+        # an embedding of another width is projected in and out
+        resize = 2 * self.hidden_size * self.embedding_size if self.embedding_size else 0
+        markov = self.markov_rank * self.head_vocab_size
+        return layers + self._norm_width + fusion + resize + markov + self.extra_parameters
 
     @property
     def num_parameters(self) -> int:
         """All parameters of the decoder, MTP layers and encoder left out."""
-        embedding = 0 if self.shares_embedding else self.vocab_size * self.hidden_size
+        embedding = 0 if self.shares_embedding else self.vocab_size * self.embedding_width
+        embedding += self.markov_rank * self.vocab_size
         head = 0
         if not (self.tie_word_embeddings or self.shares_head):
-            head = self.head_vocab_size * self.hidden_size
+            head = self.head_parameters
         positions = self.learned_positions * self.hidden_size
         per_layer = self.per_layer_embedding * self.num_layers * self.vocab_size
         return embedding + head + positions + per_layer + self.layer_parameters(active=False)
@@ -282,7 +319,7 @@ class ModelSpec:
     def num_active_parameters(self) -> int:
         """Parameters that one token's forward pass multiplies with: layers that the token
         visits and the output head; the input embedding is a look-up and does not count."""
-        return self.head_vocab_size * self.hidden_size + self.layer_parameters(active=True)
+        return self.head_parameters + self.layer_parameters(active=True)
 
     def kv_bytes_per_token(self, dtype: str = "bf16") -> float:
         """Bytes that one token adds to the KV cache (all layers, before any window)."""
@@ -324,6 +361,7 @@ class GpuSpec:
     constants_source: str = "default"
     source: str = ""
     confidence: str = ""
+    notes: str = ""
 
     @property
     def ridge_flops_per_byte(self) -> float:

@@ -76,7 +76,7 @@ class ForwardTime:
     def bound_code(self) -> npt.NDArray[np.intp]:
         """Index into `BOUNDS` of the limit that most of the time is spent under."""
         stacked = np.stack(np.broadcast_arrays(self.memory_s, self.compute_s, self.latency_s))
-        return np.argmax(stacked, axis=0)
+        return np.asarray(np.argmax(stacked, axis=0))
 
     @property
     def bound(self) -> str:
