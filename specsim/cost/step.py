@@ -1,0 +1,118 @@
+"""One decoding step of a serving engine: draft round, verify pass, host time.
+
+The GPU's time comes from a cost source, the engine's from its row in
+`catalogue/runtimes.toml`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from specsim.catalogue.specs import RuntimeSpec
+from specsim.cost.drafting import draft_round
+from specsim.cost.operations import Array, Work
+from specsim.cost.source import ZERO, CostSource, ForwardTime, latency
+from specsim.deployment import Deployment, PlacedModel
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepTime:
+    """Where one step's time goes; all fields are seconds and broadcast together."""
+
+    draft: ForwardTime
+    verify: ForwardTime
+    overhead_s: Array
+
+    @property
+    def seconds(self) -> Array:
+        """The whole step: the three parts follow each other."""
+        return np.asarray(self.draft.seconds + self.verify.seconds + self.overhead_s)
+
+
+def padded_tokens(runtime: RuntimeSpec, tokens: Any) -> Array:
+    """Tokens after padding to the next CUDA graph size; beyond the largest, unpadded.
+
+    Step time is therefore a staircase in batch · (K + 1).
+    """
+    exact = np.asarray(tokens, dtype=float)
+    if not runtime.graph_sizes:
+        return exact
+    sizes = np.asarray(runtime.graph_sizes, dtype=float)
+    index = np.minimum(np.searchsorted(sizes, exact), len(sizes) - 1)
+    return np.where(exact <= sizes[-1], sizes[index], exact)
+
+
+def target_pass(
+    deployment: Deployment, source: CostSource, batch: Any, new_tokens: Any, context: Any
+) -> ForwardTime:
+    """One forward pass of the target as the runtime runs it: padded to a graph size, or
+    launched layer by layer when no graph is that large."""
+    return _engine_pass(
+        deployment, source, deployment.target, Work.uniform(batch, new_tokens, context)
+    )
+
+
+def _engine_pass(
+    deployment: Deployment, source: CostSource, model: PlacedModel, work: Work
+) -> ForwardTime:
+    runtime = deployment.runtime
+    padded = dataclasses.replace(work, tokens=padded_tokens(runtime, work.tokens))
+    gpu_time = source.work_time(model, padded)
+    in_graph = bool(runtime.graph_sizes) & (
+        np.asarray(work.tokens) <= max(runtime.graph_sizes, default=0)
+    )
+    launches = np.where(in_graph, 0.0, runtime.layer_s.value * model.spec.num_layers)
+    return gpu_time + latency(np.maximum(0.0, launches - gpu_time.seconds))
+
+
+def overhead(runtime: RuntimeSpec, num_draft_tokens: int, batch: Any) -> Array:
+    """Host time of one step that no GPU work hides: once a step, per sequence, per
+    verified token beyond the first of each sequence, and once a draft round."""
+    b = np.asarray(batch, dtype=float)
+    seconds = runtime.step_s.value + runtime.sequence_s.value * b
+    if num_draft_tokens:
+        seconds = seconds + runtime.token_s.value * b * num_draft_tokens
+        seconds = seconds + runtime.draft_step_s.value
+    return np.asarray(seconds)
+
+
+def decode_step(
+    deployment: Deployment, source: CostSource, num_draft_tokens: int, batch: Any, context: Any
+) -> StepTime:
+    """One step in which every sequence drafts K = `num_draft_tokens` tokens; K = 0 is
+    ordinary decoding without a draft. Shapes: broadcast of batch and context.
+
+    Raises:
+        ValueError: if K < 0, batch < 1 or context < 0.
+    """
+    k = num_draft_tokens
+    if k < 0:
+        raise ValueError(f"num_draft_tokens={k} < 0")
+    draft = deployment.draft
+    if k == 0 or draft.method == "none":
+        verify = target_pass(deployment, source, batch, 1, context)
+        return StepTime(
+            draft=ZERO, verify=verify, overhead_s=overhead(deployment.runtime, 0, batch)
+        )
+    drafting = draft_round(deployment, source, k, batch, context)
+    # Early exit saves nothing here: the last drafted token has not been through the exit
+    # layers, so their weights are read again (LayerSkip's forward_remainder does so too).
+    verify = target_pass(deployment, source, batch, k + 1, context)
+    return StepTime(
+        draft=drafting, verify=verify, overhead_s=overhead(deployment.runtime, k, batch)
+    )
+
+
+def prefill_seconds(deployment: Deployment, source: CostSource, prompt_tokens: Any) -> Array:
+    """Time to prefill one prompt, the draft's own prefill included (serial, as vLLM and
+    SGLang run it): the service part of the time to first token."""
+    work = Work.prefill(1, prompt_tokens)
+    seconds = source.work_time(deployment.target, work).seconds
+    draft = deployment.draft
+    if draft.model is not None and draft.method not in ("early-exit", "medusa"):
+        seconds = seconds + source.work_time(draft.model, work).seconds
+    return np.asarray(seconds + deployment.runtime.step_s.value)
