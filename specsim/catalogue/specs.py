@@ -126,7 +126,7 @@ class AttentionSpec:
         if self.output_bias:
             count += hidden_size
         if self.qk_norm:
-            count += 2 * self.head_dim
+            count += self.head_dim * (1 if self.shares_kv else 2)
         if self.sinks:
             count += self.num_heads
         return count
