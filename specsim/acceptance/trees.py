@@ -1,0 +1,173 @@
+"""Draft trees: expected accepted length, and the best tree of n nodes.
+
+Acceptance is described by a rank vector p: p_k is the probability that, at a node whose
+token was accepted, the child of rank k is the one accepted (children are tried in order
+and exclude each other, so Σ p_k ≤ 1). Under Sequoia's positional acceptance assumption
+(Chen et al. 2024, §3) a node survives with the product of the p along its path, and a
+tree's expected accepted length is the sum of that over its nodes, the root left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from specsim.acceptance.chains import PerPosition
+from specsim.acceptance.law import Array, Law, Runs, check_num_draft_tokens
+
+
+def rank_acceptance(alpha: float, num_ranks: int, exponent: float = 1.0) -> Array:
+    """p_1..p_R for a draft whose first child is accepted with probability α.
+
+    P(none of the first k children is accepted) = (1 − α)·k^−exponent: the power law that
+    Sequoia (§4.1) measured. The exponent 1 is an assumption of ours; measure the vector
+    where it matters. Shape (num_ranks,).
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha={alpha} outside [0, 1]")
+    if num_ranks < 1:
+        raise ValueError(f"num_ranks={num_ranks} < 1")
+    rejected = np.concatenate(([1.0], (1 - alpha) * np.arange(1, num_ranks + 1.0) ** -exponent))
+    return rejected[:-1] - rejected[1:]
+
+
+def _check_ranks(ranks: Sequence[float]) -> tuple[float, ...]:
+    values = tuple(float(p) for p in ranks)
+    if not values or min(values) < 0 or sum(values) > 1 + 1e-9:
+        raise ValueError(f"rank acceptance {values} must be >= 0 and sum to at most 1")
+    return values
+
+
+@dataclass(frozen=True, slots=True)
+class TreeShape:
+    """A tree as parents and ranks of its nodes, root left out; parent −1 is the root.
+
+    Nodes come after their parents; `ranks[i]` is 0 for a first child.
+    """
+
+    parents: tuple[int, ...]
+    ranks: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.parents) != len(self.ranks):
+            raise ValueError(f"{len(self.parents)} parents but {len(self.ranks)} ranks")
+        for i, parent in enumerate(self.parents):
+            if not -1 <= parent < i:
+                raise ValueError(f"node {i} has parent {parent}; expected -1..{i - 1}")
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Depth of each node (children of the root: 1)."""
+        depths: list[int] = []
+        for parent in self.parents:
+            depths.append(1 if parent < 0 else depths[parent] + 1)
+        return tuple(depths)
+
+
+def node_survival(shape: TreeShape, ranks: Sequence[float]) -> Array:
+    """P(each node is accepted): product of rank acceptances on its path; shape (nodes,)."""
+    p = _check_ranks(ranks)
+    result: list[float] = []
+    for parent, rank in zip(shape.parents, shape.ranks, strict=True):
+        if rank >= len(p):
+            raise ValueError(f"a node has rank {rank} but only {len(p)} ranks are known")
+        result.append(p[rank] * (1.0 if parent < 0 else result[parent]))
+    return np.asarray(result)
+
+
+def tree_survival(shape: TreeShape, ranks: Sequence[float]) -> Array:
+    """P(at least i drafted tokens are accepted), i = 1..depth: the chain law of a tree."""
+    nodes, depths = node_survival(shape, ranks), np.asarray(shape.depths)
+    return np.array([nodes[depths == d].sum() for d in range(1, max(depths, default=0) + 1)])
+
+
+def tree_acceptance_length(shape: TreeShape, ranks: Sequence[float]) -> float:
+    """τ of a tree: 1 + Σ over nodes of the probability that they are accepted."""
+    return 1.0 + float(node_survival(shape, ranks).sum())
+
+
+def best_tree(
+    ranks: Sequence[float], num_nodes: int, *, max_depth: int | None = None,
+    max_width: int | None = None,
+) -> TreeShape:  # fmt: skip
+    """The tree of `num_nodes` nodes with the longest expected acceptance.
+
+    Dynamic programming over (nodes, depth left, ranks from k on), as in Sequoia's
+    Algorithm 1: F(n, d, k) = max over the size m of the subtree hung at rank k of
+    p_k·(1 + F(m − 1, d − 1, 0)) + F(n − m, d, k + 1). A child of rank k needs all ranks
+    before it. `max_depth` bounds the draft passes, `max_width` the children of a node.
+    With fewer possible nodes than asked for the tree is as large as it can be.
+    """
+    p = _check_ranks(ranks)[: max_width or None]
+    if num_nodes < 0:
+        raise ValueError(f"num_nodes={num_nodes} < 0")
+    depth_limit = num_nodes if max_depth is None else min(max_depth, num_nodes)
+
+    @cache
+    def best(nodes: int, depth: int, rank: int) -> tuple[float, int]:
+        """(expected accepted tokens, size of the subtree at `rank`)."""
+        if nodes == 0 or depth == 0 or rank == len(p):
+            return 0.0, 0
+        top, size = 0.0, 0
+        for m in range(1, nodes + 1):
+            value = (
+                p[rank] * (1 + best(m - 1, depth - 1, 0)[0]) + best(nodes - m, depth, rank + 1)[0]
+            )
+            if value > top:
+                top, size = value, m
+        return top, size
+
+    parents: list[int] = []
+    node_ranks: list[int] = []
+
+    def build(parent: int, nodes: int, depth: int) -> None:
+        rank = 0
+        while nodes and depth and rank < len(p):
+            size = best(nodes, depth, rank)[1]
+            if size == 0:
+                return
+            parents.append(parent)
+            node_ranks.append(rank)
+            build(len(parents) - 1, size - 1, depth - 1)
+            nodes, rank = nodes - size, rank + 1
+
+    build(-1, num_nodes, depth_limit)
+    return TreeShape(tuple(parents), tuple(node_ranks))
+
+
+@dataclass(frozen=True)
+class TreeOfIid(Law):
+    """The accepted depth of the best tree, from the acceptance α of its first children.
+
+    A step asked for K drafts the best tree of K nodes, at most `steps` deep and `topk`
+    wide; ranks follow `rank_acceptance`. Steps are independent.
+    """
+
+    alpha: float
+    steps: int
+    topk: int
+
+    def survival(self, num_draft_tokens: int) -> Array:
+        """P(accepted depth ≥ i), zero beyond the tree's depth; shape (K,)."""
+        check_num_draft_tokens(num_draft_tokens)
+        ranks = rank_acceptance(self.alpha, self.topk)
+        shape = best_tree(ranks, num_draft_tokens, max_depth=self.steps)
+        by_depth = tree_survival(shape, ranks)
+        return np.concatenate((by_depth, np.zeros(num_draft_tokens - len(by_depth))))
+
+    def sample_runs(self, rng: np.random.Generator, num_tokens: int) -> Runs:
+        """Not a chain: a tree's accepted depth depends on how many nodes it has.
+
+        Raises:
+            NotImplementedError: always; simulate a tree by its depth law instead.
+        """
+        raise NotImplementedError("sample a tree through PerPosition(hazard(K)) of its depth law")
+
+    def depth_law(self, num_draft_tokens: int) -> Law:
+        """The same law as conditional acceptance by depth, for the simulator."""
+        hazard = self.hazard(num_draft_tokens)
+        reached = tuple(float(h) for h in hazard[: self.steps]) or (0.0,)
+        return PerPosition((*reached, 0.0))
