@@ -14,11 +14,11 @@ from specsim.acceptance.correlated import BetaRequests, Markov, Mixture
 from specsim.acceptance.empirical import Empirical, load_runs
 from specsim.acceptance.law import MAX_RUN, Law, replay
 from specsim.acceptance.trees import (
-    TreeOfIid,
     TreeShape,
     best_tree,
     rank_acceptance,
     tree_acceptance_length,
+    tree_law,
     tree_survival,
 )
 
@@ -33,7 +33,6 @@ __all__ = [
     "Mixture",
     "PerPosition",
     "Proposing",
-    "TreeOfIid",
     "TreeShape",
     "acceptance_length_from_alpha",
     "alpha_from_acceptance_length",
@@ -46,5 +45,6 @@ __all__ = [
     "replay",
     "survival_from_conditional",
     "tree_acceptance_length",
+    "tree_law",
     "tree_survival",
 ]

@@ -175,7 +175,7 @@ class Markov(Law):
     def stationary(self) -> Array:
         """Share of output positions in easy and hard stretches; shape (2,)."""
         both = self.easy_length + self.hard_length
-        return np.array([self.easy_length / both, self.hard_length / both])
+        return np.asarray([self.easy_length / both, self.hard_length / both], dtype=float)
 
     def kernel(self, num_draft_tokens: int) -> Array:
         """P(accept a, state at the next step's start | state at this one's), (K + 1, 2, 2).
@@ -201,7 +201,7 @@ class Markov(Law):
         to_hard, to_easy = step[0, 1], step[1, 0]
         if to_hard + to_easy == 0:  # both states absorb: the text decides once
             return self.stationary
-        return np.asarray([to_easy, to_hard], dtype=float) / (to_hard + to_easy)
+        return np.asarray(np.array([to_easy, to_hard]) / (to_hard + to_easy))
 
     def survival(self, num_draft_tokens: int) -> Array:
         """Average over the steps of a long request."""

@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 
 from specsim.acceptance.chains import PerPosition
-from specsim.acceptance.law import Array, Law, Runs, check_num_draft_tokens
+from specsim.acceptance.law import Array, hazard_of
 
 
 def rank_acceptance(alpha: float, num_ranks: int, exponent: float = 1.0) -> Array:
@@ -138,36 +138,14 @@ def best_tree(
     return TreeShape(tuple(parents), tuple(node_ranks))
 
 
-@dataclass(frozen=True)
-class TreeOfIid(Law):
-    """The accepted depth of the best tree, from the acceptance α of its first children.
+def tree_law(alpha: float, *, steps: int, topk: int, nodes: int) -> PerPosition:
+    """The law of the accepted depth in the best tree of `nodes` nodes, at most `steps`
+    deep and `topk` wide, when first children are accepted with probability α.
 
-    A step asked for K drafts the best tree of K nodes, at most `steps` deep and `topk`
-    wide; ranks follow `rank_acceptance`. Steps are independent.
+    As conditional acceptance by depth, so that closed form and simulator take it like any
+    chain; it ends in 0 because no path is deeper than the tree.
     """
-
-    alpha: float
-    steps: int
-    topk: int
-
-    def survival(self, num_draft_tokens: int) -> Array:
-        """P(accepted depth ≥ i), zero beyond the tree's depth; shape (K,)."""
-        check_num_draft_tokens(num_draft_tokens)
-        ranks = rank_acceptance(self.alpha, self.topk)
-        shape = best_tree(ranks, num_draft_tokens, max_depth=self.steps)
-        by_depth = tree_survival(shape, ranks)
-        return np.concatenate((by_depth, np.zeros(num_draft_tokens - len(by_depth))))
-
-    def sample_runs(self, rng: np.random.Generator, num_tokens: int) -> Runs:
-        """Not a chain: a tree's accepted depth depends on how many nodes it has.
-
-        Raises:
-            NotImplementedError: always; simulate a tree by its depth law instead.
-        """
-        raise NotImplementedError("sample a tree through PerPosition(hazard(K)) of its depth law")
-
-    def depth_law(self, num_draft_tokens: int) -> Law:
-        """The same law as conditional acceptance by depth, for the simulator."""
-        hazard = self.hazard(num_draft_tokens)
-        reached = tuple(float(h) for h in hazard[: self.steps]) or (0.0,)
-        return PerPosition((*reached, 0.0))
+    ranks = tuple(rank_acceptance(alpha, topk))
+    shape = best_tree(ranks, nodes, max_depth=steps)
+    hazard = hazard_of(tree_survival(shape, ranks))
+    return PerPosition((*(min(1.0, float(h)) for h in hazard), 0.0))
