@@ -1,17 +1,10 @@
-"""A scenario: one frozen description of a run, in names and numbers only.
-
-YAML in, YAML out, unchanged. Everything is validated here, once: an unknown key, an
-impossible value or an ambiguous acceptance figure is a `ScenarioError` that names file,
-key, value and what was expected. `resolve` turns names into a `Deployment`, a law and a
-cost source. The sections below are the scenario file's, see docs/scenario.md.
-"""
+"""The sections of a scenario file, as pydantic models: names and numbers, validated once."""
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -19,13 +12,11 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
 from specsim.deployment import METHODS
-from specsim.errors import ScenarioError
 
 #: Largest K that a range may name; engines draft at most a few dozen tokens.
 MAX_DRAFT_TOKENS = 64
@@ -36,11 +27,11 @@ Positive = Annotated[float, Field(gt=0, lt=math.inf)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Target(_Section):
+class Target(Section):
     """The model whose output is wanted: a catalogue name or a config.json."""
 
     model: str = "llama-3.1-70b"
@@ -48,7 +39,7 @@ class Target(_Section):
     kv: Literal["bf16", "fp16", "fp8", "int8"] = "bf16"
 
 
-class TreeShapeKeys(_Section):
+class TreeShapeKeys(Section):
     """A draft tree: depth, branches a step, nodes verified."""
 
     steps: Count
@@ -56,7 +47,7 @@ class TreeShapeKeys(_Section):
     nodes: Count
 
 
-class DraftKeys(_Section):
+class DraftKeys(Section):
     """How tokens are drafted. `method` follows from `model` when it is left out."""
 
     method: str | None = None
@@ -102,7 +93,7 @@ class DraftKeys(_Section):
         return "none" if self.model is None else "draft-model"
 
 
-class Hardware(_Section):
+class Hardware(Section):
     """GPUs of one replica, and how many replicas."""
 
     gpu: str = "h100-sxm"
@@ -110,7 +101,7 @@ class Hardware(_Section):
     replicas: Count = 1
 
 
-class AcceptanceKeys(_Section):
+class AcceptanceKeys(Section):
     """Exactly one source of acceptance; `at_k` belongs to τ and r."""
 
     alpha: Probability | None = None
@@ -174,21 +165,21 @@ ACCEPTANCE_SOURCES = (
 )  # fmt: skip
 
 
-class MixturePart(_Section):
+class MixturePart(Section):
     """One domain of a mixture: its share of requests and its own acceptance."""
 
     weight: Probability
     acceptance: AcceptanceKeys
 
 
-class BetaKeys(_Section):
+class BetaKeys(Section):
     """α drawn per request from a Beta distribution."""
 
     mean: Probability
     standard_deviation: Probability
 
 
-class MarkovKeys(_Section):
+class MarkovKeys(Section):
     """Easy and hard stretches of output."""
 
     alpha_easy: Probability
@@ -197,7 +188,7 @@ class MarkovKeys(_Section):
     hard_length: Annotated[float, Field(ge=1)]
 
 
-class Arrivals(_Section):
+class Arrivals(Section):
     """When requests arrive. `cv` is for gamma, `concurrency` and `think_time_s` for closed."""
 
     process: Literal["poisson", "gamma", "constant", "closed", "trace"] = "poisson"
@@ -223,7 +214,7 @@ class Arrivals(_Section):
         return self
 
 
-class Lengths(_Section):
+class Lengths(Section):
     """How many tokens. `value` for constant, mean and cv for lognormal, low and high for
     uniform, values (and weights) for empirical; trace takes them from the arrivals' file."""
 
@@ -264,7 +255,7 @@ class Lengths(_Section):
         return self.mean
 
 
-class Slo(_Section):
+class Slo(Section):
     """Service-level objective of a request: all that are given must hold."""
 
     ttft_s: Positive | None = None
@@ -273,7 +264,7 @@ class Slo(_Section):
     e2e_s: Positive | None = None
 
 
-class TrafficClass(_Section):
+class TrafficClass(Section):
     """One kind of traffic, with its own lengths, acceptance and SLO."""
 
     name: str
@@ -284,7 +275,7 @@ class TrafficClass(_Section):
     slo: Slo | None = None
 
 
-class Workload(_Section):
+class Workload(Section):
     """Arrivals and lengths, one class or several."""
 
     arrivals: Arrivals = Arrivals(process="poisson", rate_per_s=4.0)
@@ -303,7 +294,7 @@ class Workload(_Section):
         return value
 
 
-class Engine(_Section):
+class Engine(Section):
     """The serving engine and its limits."""
 
     runtime: str = "vllm"
@@ -316,7 +307,7 @@ class Engine(_Section):
     watermark: Annotated[float, Field(ge=0, lt=1)] = 0.01
 
 
-class Speculation(_Section):
+class Speculation(Section):
     """When to speculate, and how many tokens."""
 
     policy: Literal["off", "fixed", "batch-schedule", "goodput", "per-request", "adaptive"] = (
@@ -346,14 +337,14 @@ class Speculation(_Section):
         return self
 
 
-class Routing(_Section):
+class Routing(Section):
     """Spread of tokens over experts; None keeps the sourced default of the cost model."""
 
     skew: Annotated[float, Field(ge=0)] | None = None
     overlap: Probability | None = None
 
 
-class CostKeys(_Section):
+class CostKeys(Section):
     """Where step times come from: roofline, kernels or a calibration file; or the bare
     ratios c and v without any model (target forward pass = 1)."""
 
@@ -363,79 +354,11 @@ class CostKeys(_Section):
     routing: Routing = Routing()
 
 
-class OperatingPoint(_Section):
+class OperatingPoint(Section):
     """The batch and context that the closed form is asked about."""
 
     batch: Count = 1
     context: Annotated[int, Field(ge=0, le=10**9)] = 1024
-
-
-class Scenario(_Section):
-    """One run. Every section has defaults; see the classes above."""
-
-    target: Target = Target()
-    draft: DraftKeys = DraftKeys()
-    hardware: Hardware = Hardware()
-    acceptance: AcceptanceKeys = AcceptanceKeys()
-    workload: Workload = Workload()
-    engine: Engine = Engine()
-    speculation: Speculation = Speculation()
-    slo: Slo = Slo()
-    cost: CostKeys = CostKeys()
-    point: OperatingPoint = OperatingPoint()
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-
-    @staticmethod
-    def from_dict(data: Mapping[str, Any], where: str = "scenario") -> Scenario:
-        """Validate a nested mapping of scenario keys.
-
-        Raises:
-            ScenarioError: `where: key = value: what was expected`.
-        """
-        try:
-            return Scenario.model_validate(data)
-        except ValidationError as error:
-            raise ScenarioError(f"{where}: {_first_error(error)}") from None
-
-    @staticmethod
-    def load(path: str | Path) -> Scenario:
-        """Read a YAML scenario file.
-
-        Raises:
-            ScenarioError: if it cannot be read or is not valid.
-        """
-        return Scenario.from_dict(read_yaml(path), str(path))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Nested plain values; keys left at None are dropped."""
-        return self.model_dump(mode="json", exclude_none=True)
-
-    def to_yaml(self) -> str:
-        """YAML that `load` reads back to an equal scenario."""
-        import yaml
-
-        return str(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
-
-    def with_set(self, assignments: Iterable[str]) -> Scenario:
-        """The scenario with `key=value` assignments applied (`--set a.b=c`).
-
-        Raises:
-            ScenarioError: for a key that does not exist or a value of another type.
-        """
-        data = self.to_dict()
-        for text in assignments:
-            key, value = parse_assignment(text)
-            assign(data, key, value)
-        return Scenario.from_dict(data, "--set")
-
-    @property
-    def draft_tokens(self) -> range:
-        """The values of K to consider."""
-        return draft_token_range(self.draft.num_draft_tokens)
-
-
-AcceptanceKeys.model_rebuild()
-Scenario.model_rebuild()
 
 
 def draft_token_range(value: int | str) -> range:
@@ -458,117 +381,4 @@ def draft_token_range(value: int | str) -> range:
     return range(low, high + 1)
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file that must hold a mapping.
-
-    Raises:
-        ScenarioError: if it cannot be read, is not YAML, or holds something else.
-    """
-    import yaml
-
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        data = yaml.safe_load(text)
-    except OSError as error:
-        raise ScenarioError(f"{path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise ScenarioError(f"{path}: not a UTF-8 text file ({error.reason})") from None
-    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
-        problem = " ".join(str(error).split())
-        raise ScenarioError(f"{path}: not valid YAML ({problem})") from None
-    if data is None:
-        raise ScenarioError(f"{path}: empty file; expected a mapping of scenario keys")
-    if not isinstance(data, dict):
-        raise ScenarioError(f"{path}: expected a mapping of keys, found {type(data).__name__}")
-    return data
-
-
-def parse_assignment(text: str) -> tuple[str, Any]:
-    """`a.b=c` → (`a.b`, YAML value of c).
-
-    Raises:
-        ScenarioError: if there is no `=` or the value is not YAML.
-    """
-    import yaml
-
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise ScenarioError(f"--set {text!r}: expected key=value")
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ScenarioError(f"--set {text!r}: {' '.join(str(error).split())}") from None
-
-
-def assign(data: dict[str, Any], key: str, value: Any) -> None:
-    """Set the nested key `a.b.c` in place. Setting one acceptance source drops the others,
-    and a law's old measuring point with them.
-
-    Raises:
-        ScenarioError: if a part of the path is not a section.
-    """
-    parts = key.split(".")
-    node: Any = data
-    for part in parts[:-1]:
-        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
-            node = node[int(part)]
-            continue
-        if not isinstance(node, dict):
-            raise ScenarioError(f"{key}: {part!r} is not a section")
-        if node.get(part) is None:
-            node[part] = {}
-        node = node[part]
-    if not isinstance(node, dict):
-        raise ScenarioError(f"{key}: no such key")
-    if len(parts) >= 2 and parts[-2] == "acceptance" and parts[-1] in ACCEPTANCE_SOURCES:
-        for other in (*ACCEPTANCE_SOURCES, "at_k", "standard_error"):
-            if other not in node or other == parts[-1]:
-                continue
-            if other == "at_k" and parts[-1] in ("acceptance_length", "draft_acceptance_rate"):
-                continue
-            del node[other]
-    node[parts[-1]] = value
-
-
-def _first_error(error: ValidationError) -> str:
-    """The first problem as `key = value: expected …`, with the nearest known key."""
-    first = error.errors()[0]
-    location = [str(part) for part in first["loc"]]
-    key = ".".join(location) or "scenario"
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{_nearest_key(location)}"
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    if first["type"] == "value_error" and isinstance(first["input"], Mapping):
-        return f"{key}: {message}"
-    value = repr(first["input"])
-    if len(value) > 80:
-        value = value[:77] + "…"
-    return f"{key} = {value}: {message}"
-
-
-def _nearest_key(location: list[str]) -> str:
-    section: Any = Scenario
-    for part in location[:-1]:
-        if part.isdigit():
-            continue
-        section = _section_type(section, part)
-        if section is None:
-            return ""
-    known = list(section.model_fields)
-    near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(known)}"
-
-
-def _section_type(section: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """The section class behind a field, looking through Optional and tuple."""
-    field = section.model_fields.get(name)
-    if field is None:
-        return None
-    pending: list[Any] = [field.annotation]
-    while pending:
-        annotation = pending.pop()
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            return annotation
-        pending.extend(getattr(annotation, "__args__", ()))
-    return None
+AcceptanceKeys.model_rebuild()

@@ -1,0 +1,224 @@
+"""A scenario: one frozen description of a run; YAML in, YAML out, unchanged.
+
+An unknown key, an impossible value or an ambiguous acceptance figure is a
+`ScenarioError` that names file, key, value and what was expected.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from specsim.errors import ScenarioError
+from specsim.scenario.sections import (
+    ACCEPTANCE_SOURCES,
+    AcceptanceKeys,
+    CostKeys,
+    DraftKeys,
+    Engine,
+    Hardware,
+    OperatingPoint,
+    Section,
+    Slo,
+    Speculation,
+    Target,
+    Workload,
+    draft_token_range,
+)
+
+if TYPE_CHECKING:
+    from specsim.scenario.resolve import Resolved
+
+
+class Scenario(Section):
+    """One run. Every section has defaults; see the classes above."""
+
+    target: Target = Target()
+    draft: DraftKeys = DraftKeys()
+    hardware: Hardware = Hardware()
+    acceptance: AcceptanceKeys = AcceptanceKeys()
+    workload: Workload = Workload()
+    engine: Engine = Engine()
+    speculation: Speculation = Speculation()
+    slo: Slo = Slo()
+    cost: CostKeys = CostKeys()
+    point: OperatingPoint = OperatingPoint()
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any], where: str = "scenario") -> Scenario:
+        """Validate a nested mapping of scenario keys.
+
+        Raises:
+            ScenarioError: `where: key = value: what was expected`.
+        """
+        try:
+            return Scenario.model_validate(data)
+        except ValidationError as error:
+            raise ScenarioError(f"{where}: {_first_error(error)}") from None
+
+    @staticmethod
+    def load(path: str | Path) -> Scenario:
+        """Read a YAML scenario file.
+
+        Raises:
+            ScenarioError: if it cannot be read or is not valid.
+        """
+        return Scenario.from_dict(read_yaml(path), str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values; keys left at None are dropped."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def to_yaml(self) -> str:
+        """YAML that `load` reads back to an equal scenario."""
+        import yaml
+
+        return str(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
+
+    def with_set(self, assignments: Iterable[str]) -> Scenario:
+        """The scenario with `key=value` assignments applied (`--set a.b=c`).
+
+        Raises:
+            ScenarioError: for a key that does not exist or a value of another type.
+        """
+        data = self.to_dict()
+        for text in assignments:
+            key, value = parse_assignment(text)
+            assign(data, key, value)
+        return Scenario.from_dict(data, "--set")
+
+    @property
+    def draft_tokens(self) -> range:
+        """The values of K to consider."""
+        return draft_token_range(self.draft.num_draft_tokens)
+
+    def resolve(self) -> Resolved:
+        """Names looked up: a deployment, acceptance laws, a cost source.
+
+        Raises:
+            SpecsimError: for an unknown name, or parts that do not go together.
+        """
+        from specsim.scenario.resolve import resolve
+
+        return resolve(self)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file that must hold a mapping.
+
+    Raises:
+        ScenarioError: if it cannot be read, is not YAML, or holds something else.
+    """
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        data = yaml.safe_load(text)
+    except OSError as error:
+        raise ScenarioError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ScenarioError(f"{path}: not a UTF-8 text file ({error.reason})") from None
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
+        problem = " ".join(str(error).split())
+        raise ScenarioError(f"{path}: not valid YAML ({problem})") from None
+    if data is None:
+        raise ScenarioError(f"{path}: empty file; expected a mapping of scenario keys")
+    if not isinstance(data, dict):
+        raise ScenarioError(f"{path}: expected a mapping of keys, found {type(data).__name__}")
+    return data
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`a.b=c` → (`a.b`, YAML value of c).
+
+    Raises:
+        ScenarioError: if there is no `=` or the value is not YAML.
+    """
+    import yaml
+
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ScenarioError(f"--set {text!r}: expected key=value")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ScenarioError(f"--set {text!r}: {' '.join(str(error).split())}") from None
+
+
+def assign(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set the nested key `a.b.c` in place. Setting one acceptance source drops the others,
+    and a law's old measuring point with them.
+
+    Raises:
+        ScenarioError: if a part of the path is not a section.
+    """
+    parts = key.split(".")
+    node: Any = data
+    for part in parts[:-1]:
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+            continue
+        if not isinstance(node, dict):
+            raise ScenarioError(f"{key}: {part!r} is not a section")
+        if node.get(part) is None:
+            node[part] = {}
+        node = node[part]
+    if not isinstance(node, dict):
+        raise ScenarioError(f"{key}: no such key")
+    if len(parts) >= 2 and parts[-2] == "acceptance" and parts[-1] in ACCEPTANCE_SOURCES:
+        for other in (*ACCEPTANCE_SOURCES, "at_k", "standard_error"):
+            if other not in node or other == parts[-1]:
+                continue
+            if other == "at_k" and parts[-1] in ("acceptance_length", "draft_acceptance_rate"):
+                continue
+            del node[other]
+    node[parts[-1]] = value
+
+
+def _first_error(error: ValidationError) -> str:
+    """The first problem as `key = value: expected …`, with the nearest known key."""
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(location) or "scenario"
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key!r}{_nearest_key(location)}"
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if first["type"] == "value_error" and isinstance(first["input"], Mapping):
+        return f"{key}: {message}"
+    value = repr(first["input"])
+    if len(value) > 80:
+        value = value[:77] + "…"
+    return f"{key} = {value}: {message}"
+
+
+def _nearest_key(location: list[str]) -> str:
+    section: Any = Scenario
+    for part in location[:-1]:
+        if part.isdigit():
+            continue
+        section = _section_type(section, part)
+        if section is None:
+            return ""
+    known = list(section.model_fields)
+    near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(known)}"
+
+
+def _section_type(section: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """The section class behind a field, looking through Optional and tuple."""
+    field = section.model_fields.get(name)
+    if field is None:
+        return None
+    pending: list[Any] = [field.annotation]
+    while pending:
+        annotation = pending.pop()
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            return annotation
+        pending.extend(getattr(annotation, "__args__", ()))
+    return None

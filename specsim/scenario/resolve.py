@@ -1,0 +1,260 @@
+"""From names and numbers to objects: deployment, acceptance laws, cost source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from specsim import catalogue
+from specsim.acceptance.chains import Iid, PerPosition
+from specsim.acceptance.conversions import law_from_figure
+from specsim.acceptance.law import Law
+from specsim.catalogue.specs import AcceptancePreset, ModelSpec
+from specsim.cost.source import CostSource
+from specsim.deployment import Deployment, Draft, PlacedModel, Routing, Tree, draft_head, truncated
+from specsim.errors import MissingDataError, ScenarioError
+from specsim.scenario.document import Scenario
+from specsim.scenario.sections import AcceptanceKeys, DraftKeys
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """What a scenario names. `acceptance_source` says what the law rests on, and
+    `standard_error` (of α, 0 if unknown) feeds the interval."""
+
+    deployment: Deployment
+    law: Law
+    acceptance_source: str
+    source: CostSource
+    class_laws: dict[str, Law]
+
+
+def resolve(scenario: Scenario) -> Resolved:
+    """See `Scenario.resolve`."""
+    deployment = resolve_deployment(scenario)
+    law, source_text = resolve_acceptance(scenario.acceptance, scenario.draft)
+    classes: dict[str, Law] = {}
+    for traffic in scenario.workload.classes:
+        keys = traffic.acceptance
+        classes[traffic.name] = law if keys is None else resolve_acceptance(keys, scenario.draft)[0]
+    return Resolved(
+        deployment=deployment, law=law, acceptance_source=source_text,
+        source=resolve_cost_source(scenario, deployment), class_laws=classes,
+    )  # fmt: skip
+
+
+def resolve_deployment(scenario: Scenario) -> Deployment:
+    """Target, draft, GPU and runtime by name.
+
+    Raises:
+        UnknownNameError, ConfigError: for names and files.
+        ScenarioError: for parts that do not go together.
+    """
+    hardware, engine = scenario.hardware, scenario.engine
+    target_spec = catalogue.model(scenario.target.model)
+    routing = Routing(
+        skew=scenario.cost.routing.skew or 0.0, overlap=scenario.cost.routing.overlap or 0.0
+    )
+    target = _checked(
+        "hardware.tensor_parallel",
+        lambda: PlacedModel(
+            spec=target_spec, weights=scenario.target.weights, kv=scenario.target.kv,
+            tensor_parallel=hardware.tensor_parallel, routing=routing,
+        ),
+    )  # fmt: skip
+    return Deployment(
+        target=target,
+        draft=_resolve_draft(scenario.draft, target, routing),
+        gpu=catalogue.gpu(hardware.gpu),
+        runtime=catalogue.runtime(engine.runtime),
+        gpu_memory_utilization=engine.gpu_memory_utilization,
+        max_num_seqs=engine.max_num_seqs,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        block_size=engine.block_size,
+    )
+
+
+def _checked(key: str, build: Callable[[], PlacedModel]) -> PlacedModel:
+    try:
+        return build()
+    except ValueError as error:
+        raise ScenarioError(f"{key}: {error}") from None
+
+
+def _resolve_draft(keys: DraftKeys, target: PlacedModel, routing: Routing) -> Draft:
+    method = keys.effective_method
+    if method == "none":
+        if keys.model is not None:
+            raise ScenarioError(f"draft.method = 'none', but draft.model = {keys.model!r} is given")
+        return Draft(method="none")
+    spec = _draft_spec(keys, method, target.spec)
+    placed = None
+    if spec is not None:
+        # a draft keeps the target's 16-bit default unless told otherwise: heads for
+        # quantised targets are published in bf16
+        degree = keys.tensor_parallel or _default_degree(spec, target.tensor_parallel)
+        placed = _checked(
+            "draft.tensor_parallel",
+            lambda: PlacedModel(
+                spec=spec,
+                weights=keys.weights or (target.weights if method == "early-exit" else "bf16"),
+                kv=keys.kv or target.kv, tensor_parallel=degree, routing=routing,
+            ),
+        )  # fmt: skip
+    tree = None if keys.tree is None else Tree(**keys.tree.model_dump())
+    try:
+        return Draft(
+            method=method, model=placed, kv_budget=keys.kv_budget, tree=tree,  # type: ignore[arg-type]
+            exit_layer=keys.exit_layer, own_gpus=keys.placement == "own-gpus",
+        )  # fmt: skip
+    except ValueError as error:
+        raise ScenarioError(f"draft: {error}") from None
+
+
+def _default_degree(spec: ModelSpec, target_degree: int) -> int:
+    """The target's degree where it divides the draft's heads, as engines do; else 1."""
+    heads = [g.attention.num_heads or g.attention.linear_value_heads for g in spec.layers]
+    return target_degree if all(h % target_degree == 0 for h in heads) else 1
+
+
+def _draft_spec(keys: DraftKeys, method: str, target: ModelSpec) -> ModelSpec | None:
+    if method in ("ngram", "sparse-kv"):
+        if keys.model is not None:
+            raise ScenarioError(
+                f"draft.model = {keys.model!r}: method {method!r} takes no draft model"
+            )
+        return None
+    if method == "early-exit":
+        if keys.exit_layer is None:
+            raise ScenarioError("draft.exit_layer: method 'early-exit' needs the exit layer")
+        try:
+            return truncated(target, keys.exit_layer)
+        except ValueError as error:
+            raise ScenarioError(f"draft.exit_layer = {keys.exit_layer}: {error}") from None
+    if keys.model is None:
+        if method in ("draft-model", "block"):
+            raise ScenarioError(f"draft.model: method {method!r} needs a draft model")
+        try:
+            return draft_head(target, method)
+        except ValueError as error:
+            raise ScenarioError(f"draft.method = {method!r}: {error}") from None
+    spec = catalogue.model(keys.model)
+    heads = ("eagle", "eagle3", "medusa", "mtp")
+    if method == "draft-model" and spec.head_of in heads:
+        raise ScenarioError(
+            f"draft.model = {keys.model!r} is a {spec.head_of} head; "
+            f"say draft.method: {spec.head_of}"
+        )
+    if method == "draft-model" and spec.head_of is None:
+        _check_vocabulary(keys.model, spec, target)
+    return spec
+
+
+def _check_vocabulary(name: str, draft: ModelSpec, target: ModelSpec) -> None:
+    """Verification compares distributions over one vocabulary. Padded tables differ by a
+    few rows within a family (Qwen); anything else is another tokenizer."""
+    larger = max(draft.vocab_size, target.vocab_size)
+    same_family = bool(draft.family) and draft.family == target.family
+    if not same_family and abs(draft.vocab_size - target.vocab_size) > 0.02 * larger:
+        raise ScenarioError(
+            f"draft.model = {name!r}: vocabulary of {draft.vocab_size} tokens does not match "
+            f"the {target.vocab_size} of {target.name}; a draft needs the target's tokenizer"
+        )
+
+
+def resolve_acceptance(keys: AcceptanceKeys, draft: DraftKeys) -> tuple[Law, str]:
+    """The law of one acceptance section, and what it rests on in words.
+
+    Raises:
+        ScenarioError: if no source is given, or its value is impossible.
+    """
+    if not keys.given:
+        raise ScenarioError(
+            "acceptance: expected one of alpha, conditional, survival, acceptance_length, "
+            "draft_acceptance_rate, preset, calibration, trace, mixture, beta, markov"
+        )
+    kind = keys.given[0]
+    try:
+        return _law(kind, keys, draft)
+    except ValueError as error:
+        raise ScenarioError(f"acceptance.{kind}: {error}") from None
+
+
+def _law(kind: str, keys: AcceptanceKeys, draft: DraftKeys) -> tuple[Law, str]:
+    value: Any = getattr(keys, kind)
+    if kind == "preset":
+        preset = catalogue.acceptance_preset(value)
+        return _in_tree(law_of_preset(preset), draft), f"preset {preset.name}: {preset.source}"
+    if kind == "trace":
+        from specsim.acceptance.empirical import load_runs
+
+        return load_runs(value, keys.trace_drafter), f"recorded runs of {value}"
+    if kind == "calibration":
+        raise MissingDataError(f"acceptance.calibration = {value!r}: not supported yet")
+    if kind == "mixture":
+        from specsim.acceptance.correlated import Mixture
+
+        parts = tuple((p.weight, resolve_acceptance(p.acceptance, draft)[0]) for p in value)
+        return Mixture(parts), f"mixture of {len(parts)} domains, as given"
+    if kind == "beta":
+        from specsim.acceptance.correlated import BetaRequests
+
+        law: Law = BetaRequests.from_mean(value.mean, value.standard_deviation)
+        return law, "Beta-distributed alpha per request, as given"
+    if kind == "markov":
+        from specsim.acceptance.correlated import Markov
+
+        return Markov(**value.model_dump()), "two-state Markov chain, as given"
+    values = value if isinstance(value, tuple) else (value,)
+    law = law_from_figure(
+        kind, values, at_num_draft_tokens=keys.at_k, standard_error=keys.standard_error
+    )
+    suffix = f" measured at K={keys.at_k}" if keys.at_k else ""
+    text = f"{kind} = {', '.join(f'{v:g}' for v in values)}{suffix}, as given"
+    return (_in_tree(law, draft) if kind == "alpha" else law), text
+
+
+def _in_tree(law: Law, draft: DraftKeys) -> Law:
+    """A chain's α becomes the law of the draft tree's accepted depth. Figures that were
+    measured by depth (survival, τ, r) are taken as the tree's own."""
+    if draft.tree is None or not isinstance(law, Iid) or law.measured_to is not None:
+        return law
+    from specsim.acceptance.trees import tree_law
+
+    tree = draft.tree
+    return tree_law(law.alpha, steps=tree.steps, topk=tree.topk, nodes=tree.nodes)
+
+
+def law_of_preset(preset: AcceptancePreset) -> Law:
+    """The law behind a catalogue preset, with its range as the interval."""
+    middle = law_from_figure(
+        preset.kind, preset.values, at_num_draft_tokens=preset.at_num_draft_tokens
+    )
+    if isinstance(middle, Iid) and preset.kind == "alpha":
+        half = (preset.high[0] - preset.low[0]) / 2
+        return Iid(middle.alpha, standard_error=half / 1.96 if half else None)
+    if isinstance(middle, PerPosition) and preset.low and preset.high:
+        bounds = [law_from_figure(preset.kind, v) for v in (preset.low, preset.high)]
+        low, high = (b.conditional for b in bounds if isinstance(b, PerPosition))
+        return PerPosition(middle.conditional, low=low, high=high)
+    return middle
+
+
+def resolve_cost_source(scenario: Scenario, deployment: Deployment) -> CostSource:
+    """The cost source that `cost.source` names.
+
+    Raises:
+        ScenarioError: for an unknown name.
+        MissingDataError: if measured kernels are not installed.
+    """
+    name = scenario.cost.source
+    if name == "roofline":
+        from specsim.cost.roofline import Roofline
+
+        return Roofline(gpu=deployment.gpu)
+    if name == "kernels":
+        from specsim.cost.kernels import Kernels
+
+        return Kernels(gpu=deployment.gpu)
+    raise ScenarioError(f"cost.source = {name!r}: expected roofline or kernels")
