@@ -209,67 +209,12 @@ def truncated(spec: ModelSpec, num_layers: int) -> ModelSpec:
     )
 
 
-def draft_head(target: ModelSpec, method: str) -> ModelSpec:
-    """The draft head that `method` puts on `target`: one decoder layer of its width.
-
-    eagle: embedding and head of the target, a 2h→h fusion (Li et al. 2024). eagle3: three
-    target features fused, a second input of width h in attention, a reduced vocabulary
-    (Li et al. 2025). mtp: the target's own last layer with a 2h→h fusion
-    (DeepSeek-V3). medusa: per head one h×h residual block and a head of its own; the
-    spec describes one head (Cai et al. 2024).
-
-    Raises:
-        ValueError: for a method without a head, or mtp on a model that has none.
-    """
-    last = dataclasses.replace(target.layers[-1], count=1)
-    h = target.hidden_size
-    common = dataclasses.replace(
-        target, name=f"{target.name}-{method}", layers=(last,), head_of=method, mtp_layers=0,
-        shares_embedding=True, shares_head=True, tie_word_embeddings=False, extra_parameters=0,
-        learned_positions=0, per_layer_embedding=0, encoder_parameters=0,
-        source=f"one decoder layer of {target.name}",
+def medusa_head(target: ModelSpec) -> ModelSpec:
+    """One Medusa head: a residual h×h block and an output head of its own (Cai et al.
+    2024, §3.1). K heads read K of these; they all work on the same feature."""
+    return dataclasses.replace(
+        target, name=f"{target.name}-medusa", layers=(), head_of="medusa", feature_inputs=1,
+        mtp_layers=0, shares_embedding=True, shares_head=False, tie_word_embeddings=False,
+        extra_parameters=0, learned_positions=0, per_layer_embedding=0, encoder_parameters=0,
+        source=f"one Medusa head for {target.name}",
     )  # fmt: skip
-    if method == "eagle":
-        return dataclasses.replace(common, feature_inputs=2)
-    if method == "mtp":
-        if not target.mtp_layers:
-            raise ValueError(f"{target.name} has no multi-token-prediction layer")
-        return dataclasses.replace(common, feature_inputs=2, extra_parameters=2 * h)
-    if method == "eagle3":
-        dense = _dense_layer(last)
-        attention = dense.attention
-        # q, k and v read the embedding beside the feature: twice the input width.
-        second_input = (attention.num_heads + 2 * attention.num_kv_heads) * attention.head_dim * h
-        return dataclasses.replace(
-            common, layers=(dense,), feature_inputs=3, extra_parameters=second_input,
-            draft_vocab_size=min(EAGLE3_DRAFT_VOCAB, target.vocab_size), shares_head=False,
-        )  # fmt: skip
-    if method == "medusa":
-        return dataclasses.replace(common, layers=(), feature_inputs=1, shares_head=False)
-    raise ValueError(f"method {method!r} has no draft head")
-
-
-def _dense_layer(group: LayerGroup) -> LayerGroup:
-    """The dense, ordinary-attention layer that EAGLE-3 heads use, whatever the target.
-
-    SpecForge's heads for mixture-of-experts targets are dense Llama layers."""
-    attention, feed_forward = group.attention, group.feed_forward
-    if attention.kind in ("latent", "linear"):
-        heads = max(attention.num_heads, 1)
-        attention = dataclasses.replace(
-            attention, kind="full", num_heads=heads, num_kv_heads=max(1, heads // 4),
-            head_dim=128, v_head_dim=None, q_lora_rank=None, kv_lora_rank=0,
-            qk_nope_head_dim=0, qk_rope_head_dim=0, index_heads=0, index_head_dim=0,
-        )  # fmt: skip
-    elif attention.kind == "sliding":
-        attention = dataclasses.replace(attention, kind="full", window=None)
-    if feed_forward.is_moe:
-        width = max(
-            feed_forward.intermediate_size * feed_forward.experts_per_token,
-            feed_forward.shared_intermediate_size,
-        )
-        feed_forward = dataclasses.replace(
-            feed_forward, num_experts=0, experts_per_token=0, intermediate_size=width,
-            shared_intermediate_size=0, shared_gate=False, router_bias=False,
-        )  # fmt: skip
-    return dataclasses.replace(group, attention=attention, feed_forward=feed_forward)

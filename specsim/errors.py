@@ -22,7 +22,8 @@ class UnknownNameError(SpecsimError):
         self.kind, self.name = kind, name
         names = sorted(known)
         near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(names)}"
+        known_names = ", ".join(names if len(names) <= 24 else [*names[:20], "…"])
+        hint = f"did you mean {', '.join(near)}?" if near else f"known: {known_names}"
         super().__init__(f"unknown {kind} {name!r}; {hint}")
 
 

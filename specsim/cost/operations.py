@@ -121,14 +121,9 @@ def operations(model: PlacedModel, work: Work) -> list[Operation]:
     """
     spec, tp = model.spec, model.tensor_parallel
     result: list[Operation] = []
-    if spec.feature_inputs:  # a draft head fuses features of the target first
-        width = spec.feature_inputs * spec.hidden_size
+    if spec.fusion_inputs:  # a draft head fuses features of the target first
+        width = spec.fusion_inputs
         result.append(_gemm("fusion", 1, model.weights, work.tokens, width, spec.hidden_size))
-    if spec.extra_parameters and spec.head_of:
-        second = spec.extra_parameters / spec.hidden_size / tp
-        result.append(
-            _gemm("second_input", 1, model.weights, work.tokens, spec.hidden_size, second)
-        )
     for group in spec.layers:
         result += _layer(model, group, work)
     num_layers = spec.num_layers

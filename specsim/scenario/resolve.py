@@ -12,7 +12,16 @@ from specsim.acceptance.conversions import law_from_figure
 from specsim.acceptance.law import Law
 from specsim.catalogue.specs import AcceptancePreset, ModelSpec
 from specsim.cost.source import CostSource
-from specsim.deployment import Deployment, Draft, PlacedModel, Routing, Tree, draft_head, truncated
+from specsim.deployment import (
+    EAGLE3_DRAFT_VOCAB,
+    Deployment,
+    Draft,
+    PlacedModel,
+    Routing,
+    Tree,
+    medusa_head,
+    truncated,
+)
 from specsim.errors import MissingDataError, ScenarioError
 from specsim.scenario.document import Scenario
 from specsim.scenario.sections import AcceptanceKeys, DraftKeys
@@ -135,8 +144,11 @@ def _draft_spec(keys: DraftKeys, method: str, target: ModelSpec) -> ModelSpec | 
     if keys.model is None:
         if method in ("draft-model", "block"):
             raise ScenarioError(f"draft.model: method {method!r} needs a draft model")
+        if method == "medusa":
+            return medusa_head(target)
+        vocabulary = EAGLE3_DRAFT_VOCAB if method == "eagle3" else None
         try:
-            return draft_head(target, method)
+            return catalogue.head_for(target, method, draft_vocab_size=vocabulary)
         except ValueError as error:
             raise ScenarioError(f"draft.method = {method!r}: {error}") from None
     spec = catalogue.model(keys.model)
