@@ -1,0 +1,129 @@
+"""GGUF files, dequantised one tensor at a time by the `gguf` package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reference.model import ModelConfig
+from reference.tokenizer import gguf_tokenizer
+from reference.weights import Source
+from specsim.errors import ConfigError
+
+#: GGUF architecture → whether its q and k rows are stored for interleaved rotation.
+INTERLEAVED = {"llama": True, "qwen2": False, "qwen3": False}
+
+_MODULES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+
+
+def open_gguf(path: Path, name: str) -> Source:
+    """A GGUF file as a `Source`; tensors are dequantised when they are asked for.
+
+    Raises:
+        ConfigError: for a truncated or foreign file, or an unsupported architecture.
+    """
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+
+    try:
+        reader = GGUFReader(path)
+        tensors = {tensor.name: tensor for tensor in reader.tensors}
+        fields = {key: field for key, field in reader.fields.items()}
+    except Exception as error:  # the reader trusts its input: any error may surface
+        raise ConfigError(f"{path}: truncated or not a GGUF file ({error})") from None
+    config = _config(fields, set(tensors), str(path))
+    interleaved = INTERLEAVED[_architecture(fields, str(path))]
+
+    def get(hf_name: str) -> Tensor:
+        tensor = tensors[gguf_name(hf_name)]
+        values = dequantize(tensor.data, tensor.tensor_type)
+        result = torch.from_numpy(values.copy() if not values.flags.writeable else values)
+        module = hf_name.rsplit(".", 2)[-2]
+        if interleaved and module in ("q_proj", "k_proj"):
+            heads = config.num_heads if module == "q_proj" else config.num_kv_heads
+            result = half_split(result, heads)
+        return result
+
+    divisors = None
+    if "rope_freqs.weight" in tensors:
+        divisors = torch.from_numpy(tensors["rope_freqs.weight"].data.copy())
+    return Source(name, config, get, gguf_tokenizer(fields, str(path)), divisors)
+
+
+def gguf_name(hf_name: str) -> str:
+    """`model.layers.3.self_attn.q_proj.weight` → `blk.3.attn_q.weight`."""
+    stem, key = hf_name.rsplit(".", 1)
+    if stem in _TOP:
+        return f"{_TOP[stem]}.{key}"
+    _, _, layer, module = stem.split(".", 3)
+    return f"blk.{layer}.{_MODULES[module]}.{key}"
+
+
+def half_split(weight: Tensor, heads: int) -> Tensor:
+    """Rows of each head from pairs (0,1),(2,3),… to halves: the layout of `model.rotate`."""
+    shape = weight.shape
+    pairs = weight.view(heads, shape[0] // heads // 2, 2, *shape[1:])
+    return pairs.transpose(1, 2).reshape(shape)
+
+
+def _architecture(fields: dict[str, Any], where: str) -> str:
+    if "general.architecture" not in fields:
+        raise ConfigError(f"{where}: no general.architecture in its metadata")
+    architecture = str(fields["general.architecture"].contents())
+    if architecture not in INTERLEAVED:
+        raise ConfigError(
+            f"{where}: architecture {architecture!r} is not supported; "
+            f"expected {', '.join(INTERLEAVED)}"
+        )
+    return architecture
+
+
+def _config(fields: dict[str, Any], tensors: set[str], where: str) -> ModelConfig:
+    architecture = _architecture(fields, where)
+
+    def value(key: str, default: Any = None) -> Any:
+        field = fields.get(f"{architecture}.{key}")
+        if field is None and default is None:
+            raise ConfigError(f"{where}: {architecture}.{key} is missing from its metadata")
+        return default if field is None else field.contents()
+
+    scaling = value("rope.scaling.type", "none")
+    if scaling != "none":
+        raise ConfigError(f"{where}: rope scaling {scaling!r} is not supported in GGUF files")
+    width, heads = int(value("embedding_length")), int(value("attention.head_count"))
+    if "tokenizer.ggml.tokens" not in fields:
+        raise ConfigError(f"{where}: no tokenizer in its metadata")
+    try:
+        return ModelConfig(
+            vocab_size=len(fields["tokenizer.ggml.tokens"].data),
+            hidden_size=width,
+            num_layers=int(value("block_count")),
+            num_heads=heads,
+            num_kv_heads=int(value("attention.head_count_kv", heads)),
+            head_dim=int(value("attention.key_length", width // heads)),
+            intermediate_size=int(value("feed_forward_length")),
+            max_positions=int(value("context_length")),
+            rope_theta=float(value("rope.freq_base", 10000.0)),
+            norm_eps=float(value("attention.layer_norm_rms_epsilon")),
+            tied_embeddings="output.weight" not in tensors,
+            qkv_bias="blk.0.attn_q.bias" in tensors,
+            qk_norm="blk.0.attn_q_norm.weight" in tensors,
+        )
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
