@@ -1,0 +1,96 @@
+"""Entry point: commands by name, errors as one line and an exit status."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+# pydantic scans all installed packages for plugins when it starts; nobody uses them here
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+
+import typer
+from typer.core import TyperGroup
+
+from specsim import __version__
+from specsim.cli.output import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, error
+from specsim.errors import SpecsimError
+
+#: Command → the line that `specsim --help` prints for it. The command `x` is the function
+#: `command` of `specsim.cli.x`.
+COMMANDS = {
+    "predict": "What speculation does for one deployment, over K: the closed form.",
+    "catalogue": "Models, GPUs, runtimes and acceptance figures that are known, with sources.",
+    "audit": "The claims of the article that specsim began with, checked.",
+}
+
+
+class _LazyGroup(TyperGroup):
+    """Imports a command's module when the command is run, not when another one is."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"specsim.cli.{cmd_name}")
+        single = typer.Typer(
+            rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False
+        )
+        single.command(name=cmd_name, help=module.__doc__)(module.command)
+        return typer.main.get_command(single)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+app = typer.Typer(
+    name="specsim",
+    cls=_LazyGroup,
+    help="Predict what speculative decoding does for a language model on a GPU.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        sys.stdout.write(f"specsim {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    """Predict what speculative decoding does for a language model on a GPU."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit; never shows a traceback for bad input."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    command: Any = typer.main.get_command(app)
+    try:
+        status = command.main(args=arguments, prog_name="specsim", standalone_mode=False)
+    except SpecsimError as problem:
+        error(str(problem))
+        return EXIT_USAGE
+    except (typer.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except typer.TyperException as problem:
+        error(problem.format_message())
+        return EXIT_USAGE
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader has gone; nothing is left to say
+        return EXIT_FAILURE
+    return status if isinstance(status, int) else 0
