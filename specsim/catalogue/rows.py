@@ -36,10 +36,33 @@ _GPU_OPTIONAL = {"aliases", "power_w", "price_usd_per_h", "price_source", "notes
 #: What constants.toml may set, with the largest sensible value.
 _GPU_CONSTANTS = {
     "bandwidth_share": 1.0,
+    "wide_share": 1.0,
     "compute_share": 1.0,
-    "attention_share": 1.0,
+    "ridge_exponent": 20.0,
     "fixed_s": 1e-3,
+    "loop_s": 1e-6,
+    "loop_depth": 1e6,
+    "loop_growth": 10.0,
+    "narrow_compute_share": 1.0,
+    "quantise_s": 1e-3,
+    "quantise_element_s": 1e-9,
+    "attention_share": 1.0,
+    "attention_fixed_s": 1e-3,
+    "attention_tile_s": 1e-6,
+    "attention_depth_s": 1e-3,
+    "attention_exponent": 20.0,
+    "attention_compute_share": 1.0,
+    "expert_share": 1.0,
+    "expert_compute_share": 1.0,
+    "expert_fixed_s": 1e-3,
+    "small_s": 1e-3,
+    "link_share": 1.0,
     "link_latency_s": 1e-3,
+    "link_hop_s": 1e-3,
+    "warm_weights_bytes": 1e9,
+    "warm_weights_saving": 1.0,
+    "warm_kv_bytes": 1e9,
+    "warm_kv_saving": 1.0,
 }
 
 _RUNTIME_CONSTANTS = (
@@ -157,7 +180,7 @@ def _constants(where: str, constants: Row) -> dict[str, Any]:
             raise ConfigError(f"{where}: unknown key {key!r}; known: {known}")
         high = _GPU_CONSTANTS[key]
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        low_ok = number and (value >= 0 if key.endswith("_s") else value > 0)
+        low_ok = number and (value > 0 if key.endswith(("_share", "_exponent")) else value >= 0)
         if not (number and low_ok and value <= high):
             raise ConfigError(f"{where}: {key} = {value!r}: expected a number up to {high}")
         checked[key] = float(value)

@@ -336,11 +336,29 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GpuSpec:
-    """A GPU (or TPU): datasheet limits, and the shares of them that kernels reach.
+    """A GPU (or TPU): datasheet limits, and how near to them its kernels come.
 
-    `bandwidth_share` and `compute_share` are ≤ 1; `fixed_s` is the time of one kernel
-    that has nothing to do. `constants_source` says whether they were fitted to measured
-    kernels of this GPU or carried over from others.
+    The constants after `price_usd_per_h` are fitted to measured kernels of this GPU or
+    carried over from others (`constants_source` says which); `cost/roofline.py` has the
+    formulas and docs/cost.md the errors. Shares are ≤ 1.
+
+    Dense products m×k by k×n: `bandwidth_share` and `compute_share` of the peaks,
+    `wide_share` of the bandwidth again once there are more rows than one tensor-core tile
+    (16); `ridge_exponent` of the smooth maximum; `fixed_s` per kernel; `loop_s` per unit
+    of k, for the latency of the loop over k, until the loop is split (`loop_depth`),
+    longer by `loop_growth` per 128 rows.
+    Products in 8 or 4 bits: `narrow_compute_share`, and the quantisation of the
+    activations, `quantise_s` plus `quantise_element_s` each.
+    Attention over a KV cache: `attention_share` of bandwidth, `attention_fixed_s`,
+    `attention_tile_s` per sequence and key–value head, `attention_depth_s` per doubling
+    of the context, `attention_exponent` between bytes and tiles,
+    `attention_compute_share`.
+    Experts: `expert_share` of bandwidth, `expert_compute_share`, `expert_fixed_s`.
+    Small kernels (norms, rotary embedding, activation): `small_s`.
+    All-reduce: `link_share`, `link_latency_s`, `link_hop_s` per GPU beyond the second.
+    `warm_*` describe tables whose operands stay in the level-2 cache between repetitions:
+    up to about so many bytes, this part of the memory time is saved. A model's own pass
+    finds its weights and cache cold.
     """
 
     name: str
@@ -354,10 +372,33 @@ class GpuSpec:
     power_w: float | None = None
     price_usd_per_h: tuple[float, float] | None = None
     bandwidth_share: float = 0.85
+    wide_share: float = 1.0
     compute_share: float = 0.75
-    attention_share: float = 0.75  # of bandwidth, when reading a KV cache
+    ridge_exponent: float = 2.5
     fixed_s: float = 3e-6
-    link_latency_s: float = 8e-6  # of one all-reduce
+    loop_s: float = 0.0
+    loop_depth: float = 2500.0
+    loop_growth: float = 0.0
+    narrow_compute_share: float = 0.75
+    quantise_s: float = 2.5e-6
+    quantise_element_s: float = 0.0
+    attention_share: float = 0.75
+    attention_fixed_s: float = 1e-5
+    attention_tile_s: float = 2.5e-8
+    attention_depth_s: float = 1e-6
+    attention_exponent: float = 2.0
+    attention_compute_share: float = 0.5
+    expert_share: float = 0.85
+    expert_compute_share: float = 0.3
+    expert_fixed_s: float = 2e-5
+    small_s: float = 2e-6
+    link_share: float = 0.75
+    link_latency_s: float = 8e-6
+    link_hop_s: float = 0.0
+    warm_weights_bytes: float = 0.0
+    warm_weights_saving: float = 0.0
+    warm_kv_bytes: float = 0.0
+    warm_kv_saving: float = 0.0
     constants_source: str = "default"
     source: str = ""
     confidence: str = ""
