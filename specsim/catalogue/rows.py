@@ -79,7 +79,6 @@ _RUNTIME_KEYS = {
     "aliases": list,
     "engine": str,
     "version": str,
-    "like": str,
     "graph_sizes": list,
     "max_graph_tokens": int,
     "overlaps_scheduling": bool,
@@ -122,9 +121,8 @@ def check_row(where: str, row: Row, known: Mapping[str, Any], required: set[str]
     for key, value in row.items():
         if key not in known:
             raise ConfigError(f"{where}: unknown key {key!r}; known: {', '.join(known)}")
-        if not isinstance(value, known[key]) or (
-            isinstance(value, bool) and known[key] is not bool
-        ):
+        is_flag = isinstance(value, bool) and known[key] is not bool  # a bool is an int, too
+        if is_flag or not isinstance(value, known[key]):
             raise ConfigError(f"{where}: {key} = {value!r}: wrong type")
     missing = sorted(key for key in required if row.get(key) in (None, "", [], {}))
     if missing:
