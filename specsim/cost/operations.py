@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from specsim.catalogue.specs import AttentionSpec, FeedForwardSpec, LayerGroup
-from specsim.deployment import PlacedModel, Routing, kv_elements_per_gpu
+from specsim.cost.experts import distinct_experts
+from specsim.cost.work import Array, ArrayLike, Work
+from specsim.deployment import PlacedModel, kv_elements_per_gpu
 from specsim.units import dtype_bytes
 
-Array = npt.NDArray[np.float64]
-ArrayLike = npt.ArrayLike
+__all__ = ["Array", "ArrayLike", "Operation", "Work", "distinct_experts", "operations"]
+
 Kind = Literal["gemm", "attention", "experts", "small", "allreduce"]
 
 #: Bytes of one activation element (16-bit activations, whatever the weights).
@@ -30,69 +31,21 @@ ACTIVATION_BYTES = 2.0
 #: Fused small kernels per decoder layer in a current engine: two norms (with residual),
 #: rotary embedding with cache write, activation. (vLLM's compiled Llama layer.)
 SMALL_KERNELS_PER_LAYER = 4
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Work:
-    """What a forward pass is asked to do, summed over its sequences; arrays broadcast.
-
-    tokens:    new tokens that go through the weight matrices;
-    sequences: sequences in the batch;
-    logit_rows: rows through the output head;
-    kv_tokens: keys read by attention: Σ (context + new tokens) over sequences;
-    pairs:     query–key pairs: Σ over new tokens of the keys each one attends to.
-    """
-
-    tokens: Any
-    sequences: Any
-    logit_rows: Any
-    kv_tokens: Any
-    pairs: Any
-
-    @staticmethod
-    def uniform(batch: ArrayLike, new_tokens: ArrayLike, context: ArrayLike) -> Work:
-        """B sequences, n new tokens each after L cached ones (decode: n = 1; verify:
-        n = K + 1), logits for every new token.
-
-        Raises:
-            ValueError: if batch < 1, new_tokens < 1 or context < 0 anywhere.
-        """
-        b, n, c = (np.asarray(x, dtype=float) for x in (batch, new_tokens, context))
-        for name, value, least in (("batch", b, 1), ("new_tokens", n, 1), ("context", c, 0)):
-            if not np.all(value >= least):  # also catches NaN
-                raise ValueError(f"{name}={np.min(value)} < {least}")
-        return Work(
-            tokens=b * n, sequences=b, logit_rows=b * n,
-            kv_tokens=b * (c + n), pairs=b * n * (c + (n + 1) / 2),
-        )  # fmt: skip
-
-    @staticmethod
-    def prefill(batch: ArrayLike, prompt_tokens: ArrayLike, cached: ArrayLike = 0) -> Work:
-        """Prompts (or chunks of them) of which only the last token needs logits."""
-        work = Work.uniform(batch, prompt_tokens, cached)
-        return Work(
-            tokens=work.tokens, sequences=work.sequences, logit_rows=work.sequences,
-            kv_tokens=work.kv_tokens, pairs=work.pairs,
-        )  # fmt: skip
-
-    def __add__(self, other: Work) -> Work:
-        """Both in one pass (chunked prefill beside decoding)."""
-        return Work(
-            tokens=self.tokens + other.tokens,
-            sequences=self.sequences + other.sequences,
-            logit_rows=self.logit_rows + other.logit_rows,
-            kv_tokens=self.kv_tokens + other.kv_tokens,
-            pairs=self.pairs + other.pairs,
-        )
+#: Query rows (new tokens × query heads per key–value head) of one attention tile.
+QUERY_TILE = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Operation:
     """One kind of kernel in a forward pass, `count` times; the rest is for one of them.
 
-    `dtype` is what the GPU multiplies in if it can (`weights` of the model); for a
-    product `m` × `k` by `k` × `n`, `m` may be an array. Bytes of an all-reduce are those
-    of its message.
+    `dtype` is what the GPU multiplies in if it can (`weights` of the model).
+
+    gemm: a product `m` × `k` by `k` × `n`; `m` may be an array.
+    attention: `tiles` (sequence, key–value head) pairs of `depth` keys each, `n` query
+    and `k` elements per head.
+    experts: `m` rows over all experts, `n` and `k` as in the product of one of them.
+    allreduce: `activation_bytes` of message among `group` GPUs.
     """
 
     name: str
@@ -104,9 +57,11 @@ class Operation:
     activation_bytes: Any = 0.0
     kv_bytes: Any = 0.0
     m: Any = 0.0
-    n: int = 0
-    k: int = 0
-    group: int = 1  # GPUs that take part (all-reduce)
+    n: Any = 0
+    k: Any = 0
+    tiles: Any = 0.0
+    depth: Any = 0.0
+    group: int = 1
 
     @property
     def num_bytes(self) -> Any:
@@ -201,23 +156,30 @@ def _attention(
         return Operation(
             name="linear attention", kind="attention", count=group.count, dtype="bf16",
             flops=work.tokens * per_token, kv_bytes=2.0 * work.sequences * state,
+            m=work.tokens, n=round(heads), k=attention.linear_value_dim,
+            tiles=work.sequences * heads,
         )  # fmt: skip
+    new = work.tokens / work.sequences
     limit = attention.window if attention.kind == "sliding" else attention.index_topk or None
     if limit is not None:
-        new = work.tokens / work.sequences
         # window plus the new tokens themselves; a sequence shorter than that reads all
         keys = np.minimum(keys, work.sequences * (limit + new - 1))
         pairs = np.minimum(pairs, work.tokens * limit)
     if attention.kind == "latent":
         # absorbed form: every head works on the shared latent vector
         width = 2 * attention.kv_lora_rank + attention.qk_rope_head_dim
+        kv_heads, head_dim = 1, attention.kv_lora_rank
     else:
         width = attention.head_dim + (attention.v_head_dim or attention.head_dim)
+        kv_heads, head_dim = max(1, -(-attention.num_kv_heads // tp)), attention.head_dim
+    # queries that share their keys fill one tile before they need a second
+    rows = np.maximum(1.0, new * heads / kv_heads / QUERY_TILE)
     in_out = 2 * work.tokens * heads * attention.head_dim * ACTIVATION_BYTES
     return Operation(
         name=f"attention ({attention.kind})", kind="attention", count=group.count, dtype="bf16",
         flops=2.0 * heads * width * pairs, kv_bytes=kv_bytes_per_token * keys,
-        activation_bytes=in_out, m=work.tokens,
+        activation_bytes=in_out, m=work.tokens, n=round(heads), k=head_dim,
+        tiles=work.sequences * kv_heads * rows, depth=keys / work.sequences,
     )  # fmt: skip
 
 
@@ -246,39 +208,3 @@ def _feed_forward(
         activation_bytes=rows * (2 * h + 3 * width) * ACTIVATION_BYTES,
         m=rows, n=round(ff.num_matrices * width), k=h,
     )  # fmt: skip
-
-
-def distinct_experts(ff: FeedForwardSpec, work: Work, routing: Routing) -> Array:
-    """Expected number of experts that at least one token of the pass visits.
-
-    Uniform independent routing: E(1 − (1 − k/E)^n). With `skew` the popularity of expert
-    i is ∝ i^−skew, scaled so that k experts are visited per token, and the expectation
-    is Σ_i 1 − (1 − p_i)^n. With `overlap` ρ a drafted token brings (1 − ρ) independent
-    draws; the first token of every sequence brings a whole one.
-
-    Shapes: that of `work.tokens`.
-    """
-    tokens = np.asarray(work.tokens, dtype=float)
-    first = np.minimum(np.asarray(work.sequences, dtype=float), tokens)
-    independent = first + (1 - routing.overlap) * (tokens - first)
-    top_k, count = ff.experts_per_token, ff.num_experts
-    if routing.skew == 0:
-        return np.asarray(count * (1 - (1 - top_k / count) ** independent))
-    popularity = _expert_popularity(count, top_k, routing.skew)
-    return np.asarray(np.sum(1 - (1 - popularity) ** independent[..., None], axis=-1))
-
-
-def _expert_popularity(count: int, top_k: int, skew: float) -> Array:
-    """P(a token visits expert i), Σ = top_k, each ≤ 1 (excess is passed down the ranks)."""
-    weights = np.arange(1, count + 1, dtype=float) ** -skew
-    probability = np.zeros(count)
-    free = np.ones(count, dtype=bool)
-    for _ in range(count):
-        scale = (top_k - np.sum(probability[~free])) / np.sum(weights[free])
-        probability[free] = weights[free] * scale
-        over = free & (probability > 1)
-        if not over.any():
-            break
-        probability[over] = 1.0
-        free &= ~over
-    return probability

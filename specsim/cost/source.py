@@ -21,6 +21,13 @@ from specsim.deployment import PlacedModel
 BOUNDS = ("memory", "compute", "latency")
 
 
+def smooth_maximum(a: Any, b: Any, exponent: float) -> Any:
+    """(a^p + b^p)^(1/p) for a, b ≥ 0, without overflow; p → ∞ is the maximum."""
+    longest, shortest = np.maximum(a, b), np.minimum(a, b)
+    ratio = np.divide(shortest, longest, out=np.zeros_like(longest * 1.0), where=longest > 0)
+    return longest * (1 + ratio**exponent) ** (1 / exponent)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OperationTime:
     """One operation, `operation.count` times: seconds in all, and by limit.
@@ -43,10 +50,7 @@ class OperationTime:
     ) -> OperationTime:  # fmt: skip
         """Combine the limits of one operation and multiply by its count."""
         n = operation.count
-        longest = np.maximum(memory_s, compute_s)
-        shortest = np.minimum(memory_s, compute_s)
-        ratio = np.divide(shortest, longest, out=np.zeros_like(longest * 1.0), where=longest > 0)
-        busy = longest * (1 + ratio**exponent) ** (1 / exponent)
+        busy = smooth_maximum(memory_s, compute_s, exponent)
         return OperationTime(
             operation=operation, seconds=n * (busy + link_s + fixed_s), memory_s=n * memory_s,
             compute_s=n * compute_s, link_s=n * link_s, fixed_s=n * fixed_s,
