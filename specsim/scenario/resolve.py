@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +9,9 @@ from specsim import catalogue
 from specsim.acceptance.chains import Iid, PerPosition
 from specsim.acceptance.conversions import law_from_figure
 from specsim.acceptance.law import Law
-from specsim.catalogue.specs import AcceptancePreset, ModelSpec
+from specsim.catalogue.specs import AcceptancePreset
 from specsim.cost.source import CostSource
-from specsim.deployment import (
-    EAGLE3_DRAFT_VOCAB,
-    Deployment,
-    Draft,
-    PlacedModel,
-    Routing,
-    Tree,
-    medusa_head,
-    truncated,
-)
+from specsim.deployment import Deployment, Draft, PlacedModel, Routing, Tree, make_draft
 from specsim.errors import MissingDataError, ScenarioError
 from specsim.scenario.document import Scenario
 from specsim.scenario.sections import AcceptanceKeys, DraftKeys
@@ -65,16 +55,16 @@ def resolve_deployment(scenario: Scenario) -> Deployment:
     routing = Routing(
         skew=scenario.cost.routing.skew or 0.0, overlap=scenario.cost.routing.overlap or 0.0
     )
-    target = _checked(
-        "hardware.tensor_parallel",
-        lambda: PlacedModel(
+    try:
+        target = PlacedModel(
             spec=target_spec, weights=scenario.target.weights, kv=scenario.target.kv,
             tensor_parallel=hardware.tensor_parallel, routing=routing,
-        ),
-    )  # fmt: skip
+        )  # fmt: skip
+    except ValueError as error:
+        raise ScenarioError(f"hardware.tensor_parallel: {error}") from None
     return Deployment(
         target=target,
-        draft=_resolve_draft(scenario.draft, target, routing),
+        draft=_resolve_draft(scenario.draft, target),
         gpu=catalogue.gpu(hardware.gpu),
         runtime=catalogue.runtime(engine.runtime),
         gpu_memory_utilization=engine.gpu_memory_utilization,
@@ -84,95 +74,18 @@ def resolve_deployment(scenario: Scenario) -> Deployment:
     )
 
 
-def _checked(key: str, build: Callable[[], PlacedModel]) -> PlacedModel:
-    try:
-        return build()
-    except ValueError as error:
-        raise ScenarioError(f"{key}: {error}") from None
-
-
-def _resolve_draft(keys: DraftKeys, target: PlacedModel, routing: Routing) -> Draft:
-    method = keys.effective_method
-    if method == "none":
-        if keys.model is not None:
-            raise ScenarioError(f"draft.method = 'none', but draft.model = {keys.model!r} is given")
-        return Draft(method="none")
-    spec = _draft_spec(keys, method, target.spec)
-    placed = None
-    if spec is not None:
-        # a draft keeps the target's 16-bit default unless told otherwise: heads for
-        # quantised targets are published in bf16
-        degree = keys.tensor_parallel or _default_degree(spec, target.tensor_parallel)
-        placed = _checked(
-            "draft.tensor_parallel",
-            lambda: PlacedModel(
-                spec=spec,
-                weights=keys.weights or (target.weights if method == "early-exit" else "bf16"),
-                kv=keys.kv or target.kv, tensor_parallel=degree, routing=routing,
-            ),
-        )  # fmt: skip
+def _resolve_draft(keys: DraftKeys, target: PlacedModel) -> Draft:
+    """See `make_draft`; the scenario's names looked up."""
+    model = None if keys.model is None else catalogue.model(keys.model)
     tree = None if keys.tree is None else Tree(**keys.tree.model_dump())
     try:
-        return Draft(
-            method=method, model=placed, kv_budget=keys.kv_budget, tree=tree,  # type: ignore[arg-type]
+        return make_draft(
+            target, method=keys.method, model=model, weights=keys.weights, kv=keys.kv,
+            tensor_parallel=keys.tensor_parallel, kv_budget=keys.kv_budget, tree=tree,
             exit_layer=keys.exit_layer, own_gpus=keys.placement == "own-gpus",
         )  # fmt: skip
     except ValueError as error:
         raise ScenarioError(f"draft: {error}") from None
-
-
-def _default_degree(spec: ModelSpec, target_degree: int) -> int:
-    """The target's degree where it divides the draft's heads, as engines do; else 1."""
-    heads = [g.attention.num_heads or g.attention.linear_value_heads for g in spec.layers]
-    return target_degree if all(h % target_degree == 0 for h in heads) else 1
-
-
-def _draft_spec(keys: DraftKeys, method: str, target: ModelSpec) -> ModelSpec | None:
-    if method in ("ngram", "sparse-kv"):
-        if keys.model is not None:
-            raise ScenarioError(
-                f"draft.model = {keys.model!r}: method {method!r} takes no draft model"
-            )
-        return None
-    if method == "early-exit":
-        if keys.exit_layer is None:
-            raise ScenarioError("draft.exit_layer: method 'early-exit' needs the exit layer")
-        try:
-            return truncated(target, keys.exit_layer)
-        except ValueError as error:
-            raise ScenarioError(f"draft.exit_layer = {keys.exit_layer}: {error}") from None
-    if keys.model is None:
-        if method in ("draft-model", "block"):
-            raise ScenarioError(f"draft.model: method {method!r} needs a draft model")
-        if method == "medusa":
-            return medusa_head(target)
-        vocabulary = EAGLE3_DRAFT_VOCAB if method == "eagle3" else None
-        try:
-            return catalogue.head_for(target, method, draft_vocab_size=vocabulary)
-        except ValueError as error:
-            raise ScenarioError(f"draft.method = {method!r}: {error}") from None
-    spec = catalogue.model(keys.model)
-    heads = ("eagle", "eagle3", "medusa", "mtp")
-    if method == "draft-model" and spec.head_of in heads:
-        raise ScenarioError(
-            f"draft.model = {keys.model!r} is a {spec.head_of} head; "
-            f"say draft.method: {spec.head_of}"
-        )
-    if method == "draft-model" and spec.head_of is None:
-        _check_vocabulary(keys.model, spec, target)
-    return spec
-
-
-def _check_vocabulary(name: str, draft: ModelSpec, target: ModelSpec) -> None:
-    """Verification compares distributions over one vocabulary. Padded tables differ by a
-    few rows within a family (Qwen); anything else is another tokenizer."""
-    larger = max(draft.vocab_size, target.vocab_size)
-    same_family = bool(draft.family) and draft.family == target.family
-    if not same_family and abs(draft.vocab_size - target.vocab_size) > 0.02 * larger:
-        raise ScenarioError(
-            f"draft.model = {name!r}: vocabulary of {draft.vocab_size} tokens does not match "
-            f"the {target.vocab_size} of {target.name}; a draft needs the target's tokenizer"
-        )
 
 
 def resolve_acceptance(keys: AcceptanceKeys, draft: DraftKeys) -> tuple[Law, str]:

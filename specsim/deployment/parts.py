@@ -1,7 +1,7 @@
 """A deployment: the target, the draft, the GPU and the runtime, resolved and placed.
 
-`Scenario` and the command line hold names and numbers; `resolve` turns them into the
-objects below, which every cost source, the closed form and the simulator take.
+Every cost source, the closed form and the simulator take these objects; `build` makes
+them.
 """
 
 from __future__ import annotations
@@ -31,10 +31,6 @@ METHODS: tuple[str, ...] = get_args(Method)
 PARALLEL_METHODS = frozenset({"medusa", "ngram", "block"})
 #: Methods that load no weights of their own.
 WEIGHTLESS_METHODS = frozenset({"none", "ngram", "early-exit", "sparse-kv"})
-
-#: Rows of the reduced draft vocabulary of EAGLE-3 heads (Li et al. 2025; SpecForge
-#: configurations of Llama-3.1 and Qwen3 heads).
-EAGLE3_DRAFT_VOCAB = 32_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,34 +183,3 @@ class Deployment:
     def without_draft(self) -> Deployment:
         """The same deployment with speculation off: the baseline of every speedup."""
         return dataclasses.replace(self, draft=NO_DRAFT)
-
-
-def truncated(spec: ModelSpec, num_layers: int) -> ModelSpec:
-    """The first `num_layers` layers of a model with its own head (early exit).
-
-    Raises:
-        ValueError: if the model has no such layer.
-    """
-    if not 1 <= num_layers < spec.num_layers:
-        raise ValueError(f"exit layer {num_layers} outside 1..{spec.num_layers - 1} of {spec.name}")
-    groups: list[LayerGroup] = []
-    left = num_layers
-    for group in spec.layers:
-        take = min(left, group.count)
-        if take:
-            groups.append(dataclasses.replace(group, count=take))
-        left -= take
-    return dataclasses.replace(
-        spec, name=f"{spec.name}[:{num_layers}]", layers=tuple(groups), extra_parameters=0
-    )
-
-
-def medusa_head(target: ModelSpec) -> ModelSpec:
-    """One Medusa head: a residual h×h block and an output head of its own (Cai et al.
-    2024, §3.1). K heads read K of these; they all work on the same feature."""
-    return dataclasses.replace(
-        target, name=f"{target.name}-medusa", layers=(), head_of="medusa", feature_inputs=1,
-        mtp_layers=0, shares_embedding=True, shares_head=False, tie_word_embeddings=False,
-        extra_parameters=0, learned_positions=0, per_layer_embedding=0, encoder_parameters=0,
-        source=f"one Medusa head for {target.name}",
-    )  # fmt: skip

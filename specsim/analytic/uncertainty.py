@@ -1,0 +1,60 @@
+"""An interval on a predicted speedup, from what is known about its inputs' errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from specsim.acceptance.law import Array
+from specsim.cost.step import StepTime
+
+#: Standard normal quantile of a two-sided 95 % interval.
+Z95 = 1.96
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CostError:
+    """Relative standard errors of predicted times.
+
+    `verify_ratio` is that of verify time over baseline time (the errors that the two
+    share cancel in a speedup), `draft` that of draft time over baseline time, `overhead`
+    that of the runtime's host time.
+    """
+
+    verify_ratio: float
+    draft: float
+    overhead: float
+
+
+#: Of the roofline with fitted constants, against published step times: the verify-to-plain
+#: ratio is within 4 %, draft rounds within about 15 % and host constants within 30 %
+#: (docs/cost.md has the comparisons).
+COST_ERROR = CostError(verify_ratio=0.04, draft=0.15, overhead=0.30)
+EXACT = CostError(verify_ratio=0.0, draft=0.0, overhead=0.0)
+
+
+def speedup_interval(
+    speedup: Any, step: StepTime, baseline: StepTime, error: CostError, *,
+    tau: float, tau_low: float | None, tau_high: float | None,
+) -> tuple[Array, Array]:  # fmt: skip
+    """95 % interval of S = τ·T/(D + V + O), by the delta method on log S.
+
+    Independent relative errors: of V/T, D/T, the host time O (which is in T and in the
+    step) and τ, whose own interval may be lopsided. Shapes: those of `speedup`.
+    """
+    s = np.asarray(speedup, dtype=float)
+    seconds, base = step.seconds, baseline.seconds
+    verify = error.verify_ratio * step.verify.seconds / seconds
+    draft = error.draft * step.draft.seconds / seconds
+    host = error.overhead * np.abs(baseline.overhead_s / base - step.overhead_s / seconds)
+    cost = verify**2 + draft**2 + host**2
+    if float(np.max(step.draft.seconds)) == 0.0 and tau == 1.0:
+        cost = np.zeros_like(np.asarray(cost))  # K = 0 is the baseline itself
+    down = 0.0 if tau_low is None else np.log(tau / tau_low) / Z95
+    up = 0.0 if tau_high is None else np.log(tau_high / tau) / Z95
+    return (
+        np.asarray(s * np.exp(-Z95 * np.sqrt(cost + down**2))),
+        np.asarray(s * np.exp(Z95 * np.sqrt(cost + up**2))),
+    )
