@@ -71,14 +71,14 @@ def paying_batches(
 ) -> list[list[int]]:  # fmt: skip
     """Ranges of batch size, 1..max_batch, in which speculation pays; exact, but for the
     padding of CUDA graphs, whose staircase would cut the edges into single batches."""
-    deployment = _unpadded(deployment)
+    deployment = unpadded(deployment)
     batches = np.arange(1, max_batch + 1)
     return paying_ranges(
         batches, paying(deployment, source, law, num_draft_tokens, batches, context)
     )
 
 
-def _unpadded(deployment: Deployment) -> Deployment:
+def unpadded(deployment: Deployment) -> Deployment:
     """The deployment with a CUDA graph for every number of tokens."""
     sizes = deployment.runtime.graph_sizes
     every = tuple(range(1, max(sizes, default=0) + 1))

@@ -74,7 +74,7 @@ class DraftKeys(Section):
     @classmethod
     def _range(cls, value: int | str) -> int | str:
         draft_token_range(value)
-        return value
+        return int(value) if str(value).isdigit() else value
 
     @field_validator("tree", mode="before")
     @classmethod
@@ -82,8 +82,8 @@ class DraftKeys(Section):
         """`steps=5,topk=4,nodes=16`, as on the command line."""
         if not isinstance(value, str):
             return value
-        pairs = dict(part.partition("=")[::2] for part in value.split(","))
-        return {key.strip(): text.strip() for key, text in pairs.items()}
+        parts = [part.partition("=") for part in value.split(",")]
+        return {key.strip(): text.strip() for key, _, text in parts}
 
     @property
     def effective_method(self) -> str:

@@ -1,0 +1,142 @@
+"""Every figure of specsim, from frames and arrays; the only module that imports matplotlib.
+
+Colours are those of Okabe and Ito (2008), told apart by the colour-blind; lines also
+differ in dashes so that a figure survives grey print.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg", force=False)  # files, and notebooks that have chosen already
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, RED, PURPLE, GREY = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#666666",
+)  # fmt: skip
+PARTS = {"draft_s": ("draft", ORANGE), "verify_s": ("verify", BLUE), "overhead_s": ("host", GREY)}
+STYLE: Any = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "specsim",  # the same figure gives the same bytes
+    "figure.dpi": 110,
+}
+
+
+def _axes(ax: Axes | None) -> Axes:
+    if ax is not None:
+        return ax
+    with plt.rc_context(STYLE):
+        return plt.subplots(figsize=(5.2, 3.6), layout="constrained")[1]
+
+
+def speedup_curve(rows: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
+    """Speedup against K with its 95 % interval as a band; rows as in `predict`."""
+    ax = _axes(ax)
+    k = [row["num_draft_tokens"] for row in rows]
+    speedup = [row["speedup"] for row in rows]
+    low, high = [row["speedup_low"] for row in rows], [row["speedup_high"] for row in rows]
+    ax.fill_between(k, low, high, color=BLUE, alpha=0.18, linewidth=0, label="95 % interval")
+    ax.plot(k, speedup, color=BLUE, marker="o", markersize=4, label="predicted")
+    ax.axhline(1.0, color=GREY, linestyle="--", linewidth=1)
+    ax.annotate("no speculation", (k[-1], 1.0), ha="right", va="bottom", color=GREY, fontsize=8)
+    best = int(np.argmax(speedup))
+    if speedup[best] > 1:
+        ax.annotate(
+            f"K = {k[best]}: {speedup[best]:.2f}×", (k[best], speedup[best]),
+            textcoords="offset points", xytext=(0, 9), ha="center", color=BLUE,
+        )  # fmt: skip
+    ax.set(xlabel="draft tokens per step, K", ylabel="speedup over plain decoding",
+           ylim=(0, 1.12 * max(*high, 1.0)), title="Speedup")  # fmt: skip
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend(frameon=False, fontsize=8, loc="lower left")
+    return ax
+
+
+def step_breakdown(
+    rows: Sequence[Mapping[str, Any]], ax: Axes | None = None, *, unit: str = "ms"
+) -> Axes:
+    """A step's time by part, stacked, against K; rows as in `predict`."""
+    ax = _axes(ax)
+    k = np.array([row["num_draft_tokens"] for row in rows])
+    scale = 1e3 if unit == "ms" else 1.0
+    bottom = np.zeros(len(k))
+    for key, (label, colour) in PARTS.items():
+        height = scale * np.array([row[key] for row in rows])
+        ax.bar(k, height, 0.75, bottom=bottom, color=colour, label=label)
+        bottom += height
+    ax.set(xlabel="draft tokens per step, K", ylabel=f"time of a step, {unit}",
+           title="Where a step's time goes")  # fmt: skip
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend(frameon=False, fontsize=8, loc="upper left")
+    return ax
+
+
+def speedup_over_batch(curve: Mapping[str, Any], ax: Axes | None = None) -> Axes:
+    """Speedup against batch: the best K at each batch, and one K kept fixed; the shaded
+    part is where speculation loses. `curve` as from `analytic.curves`."""
+    ax = _axes(ax)
+    batch = np.asarray(curve["batch"])
+    fixed = np.asarray(curve["fixed_speedup"])
+    ax.plot(batch, curve["best_speedup"], color=GREEN, label="best K at each batch")
+    ax.plot(batch, fixed, color=BLUE, linestyle="--", label=f"K = {curve['fixed_k']} kept")
+    ax.axhline(1.0, color=GREY, linestyle=":", linewidth=1)
+    ax.fill_between(batch, fixed, 1.0, where=fixed < 1, color=RED, alpha=0.15, linewidth=0)
+    crossings = np.flatnonzero(np.diff((fixed > 1).astype(int)))
+    for i in crossings:
+        ax.axvline(batch[i + 1], color=RED, linewidth=0.8)
+        ax.annotate(
+            f"{batch[i + 1]}", (batch[i + 1], 0.02), xycoords=("data", "axes fraction"),
+            ha="left", color=RED, fontsize=8, xytext=(3, 0), textcoords="offset points",
+        )  # fmt: skip
+    ax.set_xscale("log", base=2)
+    ax.set(xlabel="batch, sequences", ylabel="speedup over plain decoding", ylim=(0, None),
+           title="Load and crossover")  # fmt: skip
+    ax.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
+    ax.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 0.08))
+    return ax
+
+
+def prediction_figure(
+    rows: Sequence[Mapping[str, Any]], curve: Mapping[str, Any] | None, title: str = ""
+) -> Figure:
+    """The three figures of `specsim predict` side by side (two without a deployment)."""
+    with plt.rc_context(STYLE):
+        count = 2 if curve is None else 3
+        figure, axes = plt.subplots(1, count, figsize=(4.6 * count, 3.8), layout="constrained")
+        speedup_curve(rows, axes[0])
+        step_breakdown(rows, axes[1], unit="ms" if curve is not None else "target passes")
+        if curve is not None:
+            speedup_over_batch(curve, axes[2])
+        if title:
+            figure.suptitle(title)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure whole or not at all; the format follows the name.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.partial{path.suffix}")
+    try:
+        with plt.rc_context(STYLE):
+            metadata = {"Date": None} if path.suffix == ".svg" else None
+            figure.savefig(temporary, metadata=metadata)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+        plt.close(figure)
