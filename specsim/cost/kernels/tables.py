@@ -105,7 +105,7 @@ def gemm(gpu: str, dtype: str, engine: str = "vllm") -> pd.DataFrame:
     rows = table[table["gemm_dtype"].isin(DTYPES.get(dtype, ()))]
     if rows.empty:
         raise MissingDataError(f"no {dtype} products of {engine} for {gpu!r}")
-    return rows.groupby(["m", "n", "k"], as_index=False)["seconds"].median()
+    return rows.groupby(["m", "n", "k"])["seconds"].median().reset_index()
 
 
 def generation_attention(gpu: str, kv: str = "bf16", engine: str = "vllm") -> pd.DataFrame:
