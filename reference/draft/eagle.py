@@ -144,11 +144,6 @@ class EagleDrafter(NeuralDrafter):
                 self.cache.rollback(b, len(rows[b].tokens) - 1)
         return drafts
 
-    def catch_up(self, rows: Sequence[Row], active: Sequence[bool]) -> None:
-        unseen = [self._unseen(b, row, active[b]) for b, row in enumerate(rows)]
-        if any(unseen):
-            self._feed(unseen)
-
     def _unseen(self, b: int, row: Row, wanted: bool) -> list[int]:
         """Tokens whose predecessor's features are waiting: pair i is (features i, token i+1)."""
         start = self.cache.lengths[b] + 1
@@ -156,8 +151,7 @@ class EagleDrafter(NeuralDrafter):
 
     def forward(self, batch: Batch, select: Tensor, parents: list[list[int]] | None) -> Tensor:
         if parents is None:
-            fed = batch.rows.unique().tolist()
-            state = self.head.fuse(torch.cat([self._pending[b] for b in fed]))  # (T, d)
+            state = self.head.fuse(self._take(batch))  # (T, d)
         else:
             fed = [(b, [i + 1 for i in row]) for b, row in enumerate(parents) if row]
             state = torch.cat([self._states[b][nodes] for b, nodes in fed])
@@ -169,11 +163,19 @@ class EagleDrafter(NeuralDrafter):
         logits[:, self.head.token_ids] = self.head.logits(state)  # (selected, R) → (selected, V)
         return logits
 
+    def _take(self, batch: Batch) -> Tensor:
+        """(T, F) waiting features of the pairs in the batch; what is not fed yet stays."""
+        taken = []
+        rows, counts = batch.rows.unique(return_counts=True)
+        for b, count in zip(rows.tolist(), counts.tolist(), strict=True):
+            taken.append(self._pending[b][:count])
+            self._pending[b] = self._pending[b][count:]
+        return torch.cat(taken)
+
     def _remember(self, batch: Batch, state: Tensor, parents: list[list[int]] | None) -> None:
         """Keep the states of the nodes just fed: their children continue them."""
         if parents is None:
             for b, line in zip(batch.rows.unique().tolist(), state, strict=True):
-                self._pending[b] = self._empty
                 self._states[b] = line[None]  # the root's
             return
         for b, lines in enumerate(state.split([len(row) for row in parents])):
@@ -228,10 +230,9 @@ def load_head(path: str | Path, dtype: torch.dtype, device: torch.device) -> Eag
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         values = json.loads(metadata["eagle_config"])
         config = replace(EagleConfig(**values), feature_layers=tuple(values["feature_layers"]))
-        head = EagleHead(config, tensors["token_ids"])
+        head = EagleHead(config, tensors["token_ids"]).to(dtype=dtype, device=device)
         head.load_state_dict(tensors)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
         raise ConfigError(f"{path}: not an EAGLE head ({error})") from None
-    head = head.to(dtype=dtype, device=device)
     head.set_rope()
     return head.requires_grad_(False)

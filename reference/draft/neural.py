@@ -40,10 +40,13 @@ class NeuralDrafter(Drafter):
         self, rows: Sequence[Row], shapes: Sequence[tuple[int, ...]], warp: Warp
     ) -> list[Draft]:
         drafts = [Draft(distinct=self.distinct) for _ in rows]
-        if not any(shapes):
+        unseen = [self._unseen(b, row, bool(shapes[b])) for b, row in enumerate(rows)]
+        if not any(unseen):
             return drafts
+        # Nothing to read, nothing to continue: EAGLE before the target's first pass.
+        shapes = [shape if new else () for shape, new in zip(shapes, unseen, strict=True)]
         frontiers = [[Draft.ROOT] if shape else [] for shape in shapes]
-        logits = self._feed([self._unseen(b, row, bool(shapes[b])) for b, row in enumerate(rows)])
+        logits = self._feed(unseen)
         for level in range(max(len(shape) for shape in shapes)):
             for b, row in enumerate(rows):
                 width = shapes[b][level] if level < len(shapes[b]) else 0
