@@ -1,6 +1,6 @@
 """What exists: models, GPUs, runtimes and acceptance figures, a source for every row."""
 
-from specsim.catalogue.draft_heads import head_for
+from specsim.catalogue.draft_heads import as_eagle_head, head_for
 from specsim.catalogue.hf_config import load_config, model_from_config
 from specsim.catalogue.loader import (
     acceptance_preset,
@@ -35,6 +35,7 @@ __all__ = [
     "RuntimeSpec",
     "acceptance_preset",
     "aliases",
+    "as_eagle_head",
     "gpu",
     "head_for",
     "list_acceptance_presets",

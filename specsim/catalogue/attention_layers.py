@@ -20,7 +20,7 @@ def attention_layers(fields: ConfigFields, family: Family) -> tuple[AttentionSpe
     """
     num_layers = fields.integer("num_hidden_layers")
     if family.attention == "latent":
-        return (_latent(fields),) * num_layers
+        return _latent_layers(fields, num_layers)
     full = _grouped(fields, family)
     kinds = _layer_kinds(fields, family, num_layers)
     by_kind = {"full_attention": full}
@@ -161,6 +161,16 @@ def _linear(fields: ConfigFields) -> AttentionSpec:
         linear_value_dim=value_dim,
         conv_kernel=fields.integer("linear_conv_kernel_dim"),
     )
+
+
+def _latent_layers(fields: ConfigFields, num_layers: int) -> tuple[AttentionSpec, ...]:
+    """GLM-5.2 shares one indexer's choice among several layers; the others all have one."""
+    own = _latent(fields)
+    borrowed = replace(own, index_heads=0, index_head_dim=0)
+    kinds = fields.strings("indexer_types", length=num_layers) or ("full",) * num_layers
+    if not {"full", "shared"} >= set(kinds):
+        raise fields.fail("indexer_types", "'full' or 'shared' for every layer")
+    return tuple(own if kind == "full" else borrowed for kind in kinds)
 
 
 def _latent(fields: ConfigFields) -> AttentionSpec:

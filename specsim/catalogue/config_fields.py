@@ -47,6 +47,16 @@ class ConfigFields:
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         self.values = values
         self.where = where
+        self.consulted: set[str] = set()
+
+    def get(self, key: str) -> Any:
+        """The value as it stands, or None; remembers that the key was consulted."""
+        self.consulted.add(key)
+        return self.values.get(key)
+
+    def unread(self) -> list[str]:
+        """Keys that nothing consulted: misspelt, or of no consequence."""
+        return sorted(set(self.values) - self.consulted)
 
     def fail(self, key: str, expected: str) -> ConfigError:
         """The error for a value that is there but wrong."""
@@ -55,7 +65,7 @@ class ConfigFields:
 
     def has(self, key: str) -> bool:
         """Whether the key is present and not null."""
-        return self.values.get(key) is not None
+        return self.get(key) is not None
 
     def first(self, *keys: str) -> str:
         """The first of several spellings that is present; the first one if none is."""
@@ -68,7 +78,7 @@ class ConfigFields:
             ConfigError: if it is missing and has no default, not an integer, or absurd.
         """
         key = self.first(*keys)
-        value = self.values.get(key)
+        value = self.get(key)
         if value is None:
             if default is not None:
                 return default
@@ -85,7 +95,7 @@ class ConfigFields:
 
     def boolean(self, key: str, *, default: bool) -> bool:
         """true or false."""
-        value = self.values.get(key)
+        value = self.get(key)
         if value is None:
             return default
         if not isinstance(value, bool):
@@ -94,7 +104,7 @@ class ConfigFields:
 
     def text(self, key: str, *, default: str = "") -> str:
         """A string."""
-        value = self.values.get(key)
+        value = self.get(key)
         if value is None:
             return default
         if not isinstance(value, str):
@@ -103,7 +113,7 @@ class ConfigFields:
 
     def mapping(self, key: str) -> ConfigFields:
         """A nested object (empty if absent); its errors name the outer key too."""
-        value = self.values.get(key)
+        value = self.get(key)
         if value is None:
             value = {}
         if not isinstance(value, dict):
@@ -112,7 +122,7 @@ class ConfigFields:
 
     def integers(self, key: str) -> tuple[int, ...]:
         """A list of integers (empty if absent)."""
-        value = self.values.get(key)
+        value = self.get(key)
         if value is None:
             return ()
         if not isinstance(value, list) or any(
@@ -123,7 +133,7 @@ class ConfigFields:
 
     def strings(self, key: str, *, length: int | None = None) -> tuple[str, ...]:
         """A list of strings (empty if absent), of a given length if one is given."""
-        value = self.values.get(key)
+        value = self.get(key)
         if value is None:
             return ()
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):

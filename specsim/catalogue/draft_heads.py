@@ -23,30 +23,53 @@ DRAFT_ARCHITECTURES = {
     "Eagle3LlamaForCausalLM": "eagle3",
     "Eagle3Speculator": "eagle3",
     "Eagle3DeepseekV2ForCausalLM": "eagle3",
+    "Eagle3DeepseekV3ForCausalLM": "eagle3",
     "DFlashDraftModel": "dflash",
     "DSparkDraftModel": "dspark",
 }
+
+#: Keys that only a draft head's configuration has.
+DRAFT_KEYS = ("draft_vocab_size", "eagle_config", "dflash_config")
 
 #: EAGLE-3 and its kin take the target's states after an early, a middle and a late layer.
 EAGLE3_FEATURES = 3
 
 
+def draft_method(fields: ConfigFields, architecture: str) -> str | None:
+    """The method of the draft head that a configuration describes, None for a model.
+
+    EAGLE-3's authors publish their heads as a one-layer "LlamaForCausalLM" with a
+    `draft_vocab_size`; their EAGLE heads bear no mark at all (see `as_eagle_head`).
+
+    Raises:
+        ConfigError: if it is a draft head of a kind that is not known.
+    """
+    if architecture in DRAFT_ARCHITECTURES:
+        return DRAFT_ARCHITECTURES[architecture]
+    marks = [key for key in DRAFT_KEYS if fields.has(key)]
+    if not marks:
+        return None
+    if architecture == "LlamaForCausalLM" and marks == ["draft_vocab_size"]:
+        return "eagle3"
+    known = ", ".join(DRAFT_ARCHITECTURES)
+    raise fields.fail("architectures", f"a known draft head ({known}), as it has {marks[0]}")
+
+
 def draft_head_from_fields(
-    fields: ConfigFields, architecture: str, *, name: str, family: str
+    fields: ConfigFields, method: str, architecture: str, *, name: str, family: str
 ) -> ModelSpec:
     """A draft head from its own configuration.
 
     Raises:
         ConfigError: if a field is missing or out of range.
     """
-    method = DRAFT_ARCHITECTURES[architecture]
     latent = fields.has("kv_lora_rank")
     traits = FAMILIES["deepseek_v3" if latent else "llama"]
     if method in ("dflash", "dspark"):
         traits = FAMILIES["qwen3"]
     spec = _decoder(fields, traits, architecture, name=name, family=family)
     if method == "eagle":
-        return _as_eagle(spec)
+        return as_eagle_head(spec)
     if method == "eagle3":
         return _as_eagle3(fields, spec)
     return _as_block_drafter(fields, spec, method)
@@ -71,14 +94,20 @@ def _decoder(
     )
 
 
-def _as_eagle(spec: ModelSpec) -> ModelSpec:
-    """EAGLE (Li et al. 2024, §3): embedding and feature, 2h → h, then one decoder layer
-    without an input norm; embedding and output head are the target's. The fusion has a bias
-    and there is no final norm: as many weights, so the count stands."""
+def as_eagle_head(spec: ModelSpec) -> ModelSpec:
+    """A one-layer decoder as an EAGLE head (Li et al. 2024, §3): embedding and feature,
+    2h → h, then the layer without an input norm; embedding and output head are the target's.
+    The fusion has a bias and there is no final norm: as many weights, so the count stands.
+
+    The authors' heads look like any one-layer Llama; whoever knows better calls this.
+    """
     layers = tuple(replace(group, num_norms=1) for group in spec.layers)
     return replace(
         spec,
         layers=layers,
+        shares_embedding=True,
+        shares_head=True,
+        tie_word_embeddings=False,
         head_of="eagle",
         feature_inputs=1,
         fuses_embedding=True,
@@ -177,7 +206,7 @@ def head_for(target: ModelSpec, method: str, *, draft_vocab_size: int | None = N
     layer = LayerGroup(count=1, attention=last.attention, feed_forward=_dense_equivalent(target))
     base = replace(base, layers=(layer,))
     if method == "eagle":
-        return _as_eagle(base)
+        return as_eagle_head(base)
     return replace(
         base,
         layers=_wide_attention(base.layers),

@@ -15,7 +15,7 @@ from typing import Any
 
 from specsim.catalogue.attention_layers import attention_layers
 from specsim.catalogue.config_fields import ConfigFields, show
-from specsim.catalogue.draft_heads import DRAFT_ARCHITECTURES, draft_head_from_fields
+from specsim.catalogue.draft_heads import draft_head_from_fields, draft_method
 from specsim.catalogue.families import FAMILIES, Family
 from specsim.catalogue.feed_forward_layers import feed_forward_layers
 from specsim.catalogue.layer_groups import group_layers
@@ -105,10 +105,20 @@ def model_from_config(
     Raises:
         ConfigError: naming the source, the key, the value and what was expected.
     """
-    fields = _text_fields(ConfigFields(config, source))
+    fields = text_fields(ConfigFields(config, source))
+    return model_from_fields(fields, name=name, family=family)
+
+
+def model_from_fields(fields: ConfigFields, *, name: str, family: str = "") -> ModelSpec:
+    """`model_from_config`, for callers who want to know which fields were consulted.
+
+    Raises:
+        ConfigError: as `model_from_config`.
+    """
     architecture = _architecture(fields)
-    if architecture in DRAFT_ARCHITECTURES:
-        spec = draft_head_from_fields(fields, architecture, name=name, family=family)
+    method = draft_method(fields, architecture)
+    if method is not None:
+        spec = draft_head_from_fields(fields, method, architecture, name=name, family=family)
     else:
         model_type = _model_type(fields, architecture)
         builder = OTHER_FAMILIES.get(model_type)
@@ -120,7 +130,7 @@ def model_from_config(
             )
     if spec.num_parameters > 1e14:
         raise ConfigError(
-            f"{source}: describes {spec.num_parameters:.2g} parameters: expected fewer than 1e14"
+            f"{fields.where}: describes {spec.num_parameters:.2g} parameters: expected at most 1e14"
         )
     return spec
 
@@ -132,7 +142,9 @@ def decoder_from_fields(
     hidden = fields.integer("hidden_size")
     vocab = fields.integer("vocab_size", default=traits.defaults.get("vocab_size"))
     attention = attention_layers(fields, traits)
-    per_layer = fields.integer("hidden_size_per_layer_input", default=0, low=0)
+    # the reference's default is not 0, so a Gemma 4 file has to say
+    per_layer_default = None if traits.experts == "gemma4" else 0
+    per_layer = fields.integer("hidden_size_per_layer_input", default=per_layer_default, low=0)
     num_layers = len(attention)
     # Gemma 4: two projections and a norm in every layer, one projection of all together
     extra = num_layers * (3 * hidden * per_layer + hidden) + per_layer if per_layer else 0
@@ -172,7 +184,7 @@ def weight_dtype(fields: ConfigFields) -> str:
             else "bf16"
         )
     method = quantization.text("quant_method").lower()
-    bits = quantization.values.get("bits")
+    bits = quantization.get("bits")
     described = (method + quantization.text("fmt") + quantization.text("quant_algo")).lower()
     if "fp4" in described:
         return "fp4"
@@ -183,7 +195,7 @@ def weight_dtype(fields: ConfigFields) -> str:
     return "int8" if bits == 8 else "bf16"
 
 
-def _text_fields(outer: ConfigFields) -> ConfigFields:
+def text_fields(outer: ConfigFields) -> ConfigFields:
     """The language model's own fields: those of `text_config` first, where there is one."""
     for key in ("text_config", "transformer_layer_config"):
         if outer.has(key):
@@ -222,7 +234,7 @@ def _model_type(fields: ConfigFields, architecture: str) -> str:
             f"{', '.join(known)}"
         )
     if model_type not in known:
-        near = difflib.get_close_matches(model_type, known, n=3, cutoff=0.0)
+        near = difflib.get_close_matches(model_type[:100], known, n=3, cutoff=0.0)
         raise ConfigError(
             f"{fields.where}: model_type = {show(model_type)} is not supported, its costs would "
             f"be a guess; nearest supported: {', '.join(near)}"

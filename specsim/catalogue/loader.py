@@ -15,7 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from specsim.catalogue.hf_config import load_config, model_from_config
+from specsim.catalogue.config_fields import ConfigFields
+from specsim.catalogue.hf_config import load_config, model_from_fields
 from specsim.catalogue.rows import acceptance_from_row, gpu_from_row, runtime_from_row
 from specsim.catalogue.specs import AcceptancePreset, GpuSpec, ModelSpec, RuntimeSpec
 from specsim.errors import ConfigError, UnknownNameError
@@ -81,9 +82,10 @@ def _model(name: str) -> ModelSpec:
         raise ConfigError(f"models.toml: {name}: unknown key {sorted(unknown)[0]!r}")
     if not row.get("source"):
         raise ConfigError(f"models.toml: {name}: source is missing")
-    spec = model_from_config(
-        _config(name), name=name, source=f"models.toml: {name}", family=row.get("family", "")
-    )
+    fields = ConfigFields(_config(name), f"models.toml: {name}")
+    spec = model_from_fields(fields, name=name, family=row.get("family", ""))
+    if fields.unread():
+        raise ConfigError(f"{fields.where}: config key {fields.unread()[0]!r} is never read")
     return replace(spec, source=row["source"])
 
 

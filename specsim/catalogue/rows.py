@@ -6,7 +6,7 @@ they become SI.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, cast
 
 from specsim.catalogue.specs import AcceptancePreset, Estimate, GpuSpec, RuntimeSpec
@@ -129,6 +129,10 @@ def check_row(where: str, row: Row, known: Mapping[str, Any], required: set[str]
         raise ConfigError(f"{where}: {missing[0]} is missing")
 
 
+def _are_numbers(values: Iterable[object]) -> bool:
+    return all(isinstance(x, int | float) and not isinstance(x, bool) for x in values)
+
+
 def gpu_from_row(name: str, row: Row, constants: Row) -> GpuSpec:
     """A GPU from its datasheet row and its fitted constants (which may be empty).
 
@@ -177,7 +181,7 @@ def _constants(where: str, constants: Row) -> dict[str, Any]:
             known = ", ".join((*_GPU_CONSTANTS, "constants_source"))
             raise ConfigError(f"{where}: unknown key {key!r}; known: {known}")
         high = _GPU_CONSTANTS[key]
-        number = isinstance(value, int | float) and not isinstance(value, bool)
+        number = _are_numbers([value])
         low_ok = number and (value > 0 if key.endswith(("_share", "_exponent")) else value >= 0)
         if not (number and low_ok and value <= high):
             raise ConfigError(f"{where}: {key} = {value!r}: expected a number up to {high}")
@@ -194,8 +198,14 @@ def runtime_from_row(name: str, row: Row) -> RuntimeSpec:
     where = f"runtimes.toml: {name}"
     check_row(where, row, _RUNTIME_KEYS, _RUNTIME_REQUIRED)
     sizes = row.get("graph_sizes", [])
-    if list(sizes) != sorted(set(sizes)) or any(size < 1 for size in sizes):
+    whole = all(isinstance(size, int) and size >= 1 for size in sizes)
+    if not whole or list(sizes) != sorted(set(sizes)):
         raise ConfigError(f"{where}: graph_sizes: expected increasing positive integers")
+    utilization = row.get("gpu_memory_utilization", 0.9)
+    if not 0 < utilization <= 1:
+        raise ConfigError(
+            f"{where}: gpu_memory_utilization = {utilization}: expected more than 0, at most 1"
+        )
     estimates = {f"{key}_s": _estimate(where, row, key) for key in _RUNTIME_CONSTANTS}
     return RuntimeSpec(
         name=name,
@@ -204,7 +214,7 @@ def runtime_from_row(name: str, row: Row) -> RuntimeSpec:
         graph_sizes=tuple(sizes),
         max_graph_tokens=row.get("max_graph_tokens", max(sizes, default=0)),
         overlaps_scheduling=row.get("overlaps_scheduling", False),
-        gpu_memory_utilization=float(row.get("gpu_memory_utilization", 0.9)),
+        gpu_memory_utilization=float(utilization),
         source=row["source"],
         **estimates,
     )
@@ -215,8 +225,7 @@ def _estimate(where: str, row: Row, name: str) -> Estimate:
     triple = row.get(key)
     if triple is None:
         raise ConfigError(f"{where}: {key} is missing")
-    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in triple)
-    if not numbers or len(triple) != 3 or not 0 <= triple[1] <= triple[0] <= triple[2]:
+    if not _are_numbers(triple) or len(triple) != 3 or not 0 <= triple[1] <= triple[0] <= triple[2]:
         raise ConfigError(f"{where}: {key} = {triple}: expected [value, low, high] in µs")
     source = row.get(f"{name}_source", row["source"])
     value, low, high = (float(x) * US for x in triple)
@@ -234,6 +243,9 @@ def acceptance_from_row(name: str, row: Row) -> AcceptancePreset:
     kind = row["kind"]
     if kind not in _ACCEPTANCE_KINDS:
         raise ConfigError(f"{where}: kind = {kind!r}: expected {', '.join(_ACCEPTANCE_KINDS)}")
+    for key in ("values", "low", "high"):
+        if not _are_numbers(row[key]):
+            raise ConfigError(f"{where}: {key} = {row[key]}: expected numbers")
     values, low, high = (tuple(float(x) for x in row[key]) for key in ("values", "low", "high"))
     if not len(values) == len(low) == len(high):
         raise ConfigError(f"{where}: values, low and high differ in length")

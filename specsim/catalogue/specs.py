@@ -122,9 +122,9 @@ class RuntimeSpec:
     launch), `layer_s` per layer and forward pass (launches not hidden by a CUDA graph),
     `sequence_s` per sequence in the batch, `token_s` per token verified beyond the first
     of each sequence, `draft_step_s` once per draft round, `draft_pass_s` per draft
-    forward pass, `draft_layer_s` per layer of each of them, `ngram_s` once per step that looks
-    drafts up in the prompt. `graph_sizes` are the padded token counts of CUDA graphs
-    (() = none; beyond `max_graph_tokens` a step runs without one).
+    forward pass, `draft_layer_s` per layer of each of them, `ngram_s` per sequence and
+    step that looks drafts up in the prompt. `graph_sizes` are the padded token counts of
+    CUDA graphs (() = none; beyond `max_graph_tokens` a step runs without one).
     """
 
     name: str
