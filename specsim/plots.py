@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#666666",
@@ -60,7 +61,7 @@ def speedup_curve(rows: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> 
         )  # fmt: skip
     ax.set(xlabel="draft tokens per step, K", ylabel="speedup over plain decoding",
            ylim=(0, 1.12 * max(*high, 1.0)), title="Speedup")  # fmt: skip
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(frameon=False, fontsize=8, loc="lower left")
     return ax
 
@@ -79,7 +80,7 @@ def step_breakdown(
         bottom += height
     ax.set(xlabel="draft tokens per step, K", ylabel=f"time of a step, {unit}",
            title="Where a step's time goes")  # fmt: skip
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(frameon=False, fontsize=8, loc="upper left")
     return ax
 
@@ -104,7 +105,7 @@ def speedup_over_batch(curve: Mapping[str, Any], ax: Axes | None = None) -> Axes
     ax.set_xscale("log", base=2)
     ax.set(xlabel="batch, sequences", ylabel="speedup over plain decoding", ylim=(0, None),
            title="Load and crossover")  # fmt: skip
-    ax.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
+    ax.xaxis.set_major_formatter(ScalarFormatter())
     ax.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 0.08))
     return ax
 
@@ -122,6 +123,33 @@ def prediction_figure(
             speedup_over_batch(curve, axes[2])
         if title:
             figure.suptitle(title)
+    return figure
+
+
+def claim_figure(number: int, chart: Mapping[str, Any]) -> Figure:
+    """One claim of the audit: bars over categories, or lines over numbers, with the
+    claimed value as a dashed reference. `chart` as in `audit.Claim`."""
+    with plt.rc_context(STYLE):
+        figure, ax = plt.subplots(figsize=(6.2, 4.0), layout="constrained")
+        x, colours = chart["x"], (BLUE, ORANGE, GREEN)
+        if isinstance(x[0], str):
+            width = 0.8 / len(chart["y"])
+            for i, (label, y) in enumerate(chart["y"].items()):
+                at = np.arange(len(x)) + (i - (len(chart["y"]) - 1) / 2) * width
+                ax.bar(at, y, width, label=label, color=colours[i])
+            ax.set_xticks(range(len(x)), x)
+        else:
+            dashes = ("-", "--", ":")
+            for i, (label, y) in enumerate(chart["y"].items()):
+                ax.plot(x, y, label=label, color=colours[i], linestyle=dashes[i])
+            if min(x) >= 1 and max(x) > 100:
+                ax.set_xscale("log", base=2)
+                ax.xaxis.set_major_formatter(ScalarFormatter())
+        for value in chart["reference"] or ():
+            ax.axhline(value, color=RED, linestyle="--", linewidth=1)
+        ax.set(xlabel=chart["xlabel"], ylabel=chart["ylabel"], ylim=(0, None),
+               title=f"Claim {number}: {chart['title']}")  # fmt: skip
+        ax.legend(frameon=False, fontsize=8)
     return figure
 
 

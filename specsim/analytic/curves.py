@@ -6,22 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from specsim.analytic.breakeven import MAX_SCANNED_BATCH, unpadded
+from specsim.analytic.breakeven import unpadded
 from specsim.analytic.grid import evaluate
 from specsim.analytic.prediction import Prediction
 
 
-def speedup_over_batch(
-    prediction: Prediction, max_batch: int = MAX_SCANNED_BATCH
-) -> dict[str, Any]:
+def speedup_over_batch(prediction: Prediction, max_batch: int | None = None) -> dict[str, Any]:
     """Speedup of the best K (chosen anew at each batch), and of the K that is best at the
-    prediction's own batch, for batches 1..max_batch.
+    prediction's own batch, for batches 1..max_batch (what fits, if left out).
 
     Returns arrays `batch`, `best_speedup`, `best_k`, `fixed_speedup` of equal shape, and
     the scalar `fixed_k`. CUDA-graph padding is smoothed out, as in the break-even ranges.
     """
     ks = [k for k in prediction.grid.num_draft_tokens if k >= 1]
-    batches = np.unique(np.geomspace(1, max_batch, 121).astype(int))
+    batches = np.unique(np.geomspace(1, max_batch or prediction.max_batch, 121).astype(int))
     grid = evaluate(
         unpadded(prediction.deployment), prediction.source, prediction.law, ks, batches,
         prediction.grid.context[0],

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from specsim.acceptance.law import Law
-from specsim.analytic.breakeven import break_even_alpha, paying_batches, paying_contexts
+from specsim.analytic.breakeven import (
+    MAX_SCANNED_BATCH,
+    break_even_alpha,
+    paying_batches,
+    paying_contexts,
+)
 from specsim.analytic.caveats import (
     Caveat,
     acceptance_caveats,
@@ -115,11 +120,19 @@ class Prediction:
             "alpha": break_even_alpha(
                 grid.num_draft_tokens, grid.step_s[:, 0, 0], self.baseline()["step_s"]
             ),
-            "batch": paying_batches(deployment, self.source, self.law, self._drafting, context),
+            "batch": paying_batches(
+                deployment, self.source, self.law, self._drafting, context, self.max_batch
+            ),
             "context": paying_contexts(
                 deployment, self.source, self.law, self._drafting, batch, limit
             ),
         }
+
+    @property
+    def max_batch(self) -> int:
+        """The largest batch worth asking about: what fits, if anything does."""
+        fitting = self.memory.max_concurrency or MAX_SCANNED_BATCH
+        return min(MAX_SCANNED_BATCH, fitting)
 
     @cached_property
     def memory(self) -> Memory:

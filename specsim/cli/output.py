@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from specsim import __version__
@@ -53,3 +53,16 @@ def print_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
         cells = [row[0].ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         sys.stdout.write("  ".join(cells).rstrip() + "\n")
+
+
+def print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows with a header, as CSV on stdout; lists are joined with spaces."""
+    import csv
+
+    writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({
+            key: " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+            for key, value in row.items()
+        })  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from specsim.cli.output import print_json, print_table, warn
+from specsim.cli.output import print_csv, print_json, print_table, warn
 from specsim.errors import ScenarioError
 from specsim.scenario.document import Scenario, assign, parse_assignment, read_yaml
 from specsim.units import human_bytes, human_seconds
@@ -219,16 +219,6 @@ def answer(scenario: Scenario) -> tuple[dict[str, Any], Any]:
             f"{scenario.acceptance.temperature:g}; specsim does not rescale it",
         })  # fmt: skip
     return result, prediction
-
-
-def print_csv(rows: list[dict[str, Any]]) -> None:
-    """Rows with a header, as CSV on stdout."""
-    import csv
-    import sys
-
-    writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
 
 
 def print_answer(scenario: Scenario, result: dict[str, Any]) -> None:

@@ -153,17 +153,24 @@ def _in_tree(law: Law, draft: DraftKeys) -> Law:
 
 def law_of_preset(preset: AcceptancePreset) -> Law:
     """The law behind a catalogue preset, with its range as the interval."""
-    middle = law_from_figure(
-        preset.kind, preset.values, at_num_draft_tokens=preset.at_num_draft_tokens
+    k = preset.at_num_draft_tokens
+    middle, low, high = (
+        law_from_figure(preset.kind, values, at_num_draft_tokens=k)
+        for values in (preset.values, preset.low or preset.values, preset.high or preset.values)
     )
-    if isinstance(middle, Iid) and preset.kind == "alpha":
-        half = (preset.high[0] - preset.low[0]) / 2
-        return Iid(middle.alpha, standard_error=half / 1.96 if half else None)
-    if isinstance(middle, PerPosition) and preset.low and preset.high:
-        bounds = [law_from_figure(preset.kind, v) for v in (preset.low, preset.high)]
-        low, high = (b.conditional for b in bounds if isinstance(b, PerPosition))
-        return PerPosition(middle.conditional, low=low, high=high)
-    return middle
+    if isinstance(middle, PerPosition):
+        assert isinstance(low, PerPosition)
+        assert isinstance(high, PerPosition)
+        return PerPosition(middle.conditional, low=low.conditional, high=high.conditional)
+    assert isinstance(middle, Iid)
+    assert isinstance(low, Iid)
+    assert isinstance(high, Iid)
+    half = (high.alpha - low.alpha) / 2
+    return Iid(
+        middle.alpha,
+        standard_error=half / 1.96 if half > 0 else None,
+        measured_to=preset.max_num_draft_tokens or middle.measured_to,
+    )
 
 
 def resolve_cost_source(scenario: Scenario, deployment: Deployment) -> CostSource:
