@@ -219,6 +219,7 @@ def test_sliding_window_set_but_not_used() -> None:
     mimo = {**LLAMA, "model_type": "mimo", "head_dim": 32, "sliding_window": 128}
     spec = read({**mimo, "use_sliding_window": False, "max_window_layers": 2})
     assert [group.attention.kind for group in spec.layers] == ["full"]
+    assert read(mimo).layers == spec.layers  # off unless the file says otherwise
     used = read({**mimo, "use_sliding_window": True, "max_window_layers": 3})
     assert {group.attention.kind: group.count for group in used.layers} == {"full": 3, "sliding": 1}
 

@@ -73,9 +73,6 @@ def _grouped(fields: ConfigFields, family: Family) -> AttentionSpec:
 
 def _layer_kinds(fields: ConfigFields, family: Family, num_layers: int) -> tuple[str, ...]:
     """The kind of every layer: `layer_types` where given, else the family's rule."""
-    window_off = fields.has("use_sliding_window") and not fields.boolean(
-        "use_sliding_window", default=False
-    )
     if fields.has("layer_types"):
         kinds = fields.strings("layer_types", length=num_layers)
         unknown = sorted(set(kinds) - _KNOWN_LAYER_TYPES)
@@ -90,11 +87,11 @@ def _layer_kinds(fields: ConfigFields, family: Family, num_layers: int) -> tuple
             "full_attention_interval", default=family.defaults["full_attention_interval"]
         )
         return _all_but_every(every, "linear_attention", num_layers)
-    if not fields.has("sliding_window") or window_off or not family.sliding:
+    # Qwen and MiMo files set a window that is off unless the flag says otherwise
+    uses_window = fields.boolean("use_sliding_window", default=family.sliding != "flag")
+    if not fields.has("sliding_window") or not uses_window or not family.sliding:
         return ("full_attention",) * num_layers
     if family.sliding == "flag":
-        if not fields.boolean("use_sliding_window", default=False):
-            return ("full_attention",) * num_layers
         first = fields.integer("max_window_layers", default=num_layers, low=0)
         return tuple(
             "sliding_attention" if layer >= first else "full_attention"
