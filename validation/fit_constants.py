@@ -101,7 +101,8 @@ def fit_gemm(gpu: GpuSpec) -> Constants:
     seconds = table["seconds"].to_numpy()
     cold = _best(gpu, names[:8], starts, operation, seconds, weight)
     # a second look with operands that stay in the level-2 cache; kept where it matters
-    warm_starts = [(*(cold[0][name] for name in names[:8]), 0.6, 17e6)]
+    ends = [tuple(cold[0][name] for name in names[:8]), *starts]
+    warm_starts = [(*end, 0.65, 17e6) for end in ends]
     warm = _best(gpu, names, warm_starts, operation, seconds, weight)
     return warm[0] if warm[1] < WORTH_IT * cold[1] else cold[0]
 
@@ -146,16 +147,29 @@ def fit_attention(gpu: GpuSpec) -> Constants:
     cold = _best(gpu, names[:5], [start], operation, seconds, weight)
     warm = _best(gpu, names, [(*start, 0.5, 50e6)], operation, seconds, weight)
     decode = warm[0] if warm[1] < WORTH_IT * cold[1] else cold[0]
+    return decode | _fit_prompts(dataclasses.replace(gpu, **decode))  # type: ignore[arg-type]
+
+
+def fit_narrow_attention(gpu: GpuSpec) -> Constants:
+    """What changes with a cache in 8 bits: bandwidth share and fixed time."""
+    table = tables.generation_attention(gpu.name, "fp8")
+    table = table[(table["window"] == 0) & ~held_out(table, "heads", "kv_heads", "head_dim")]
+    names = ("attention_narrow_share", "attention_narrow_fixed_s")
+    return _best(
+        gpu, names, [(0.8, 1.2e-5)], attention_operation(table, "fp8"),
+        table["seconds"].to_numpy(), np.ones(len(table)),
+    )[0]  # fmt: skip
+
+
+def _fit_prompts(gpu: GpuSpec) -> Constants:
     prompts = tables.context_attention(gpu.name)
     prompts = prompts[(prompts["window"] == 0) & (prompts["context"] >= 128)]
     flops = context_operation(prompts).flops
     prompts = prompts[flops > 1e10]  # below, launches decide
-    fitted = dataclasses.replace(gpu, **decode)  # type: ignore[arg-type]
-    compute = _best(
-        fitted, ("attention_compute_share",), [(0.5,)], context_operation(prompts),
+    return _best(
+        gpu, ("attention_compute_share",), [(0.5,)], context_operation(prompts),
         prompts["seconds"].to_numpy(), np.ones(len(prompts)),
     )[0]  # fmt: skip
-    return decode | compute
 
 
 def fit_experts(gpu: GpuSpec) -> Constants:
@@ -248,7 +262,7 @@ def _allowed(values: Constants) -> bool:
 
 
 FITS: tuple[Callable[[GpuSpec], Constants], ...] = (
-    fit_gemm, fit_narrow, fit_attention, fit_experts, fit_link,
+    fit_gemm, fit_narrow, fit_attention, fit_narrow_attention, fit_experts, fit_link,
 )  # fmt: skip
 
 

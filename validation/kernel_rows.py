@@ -59,7 +59,7 @@ def _attention(
 ) -> Operation:  # fmt: skip
     rows = np.maximum(1.0, tokens / batch * heads / kv_heads / QUERY_TILE)
     return Operation(
-        name="attention", kind="attention", count=1, dtype="bf16",
+        name="attention", kind="attention", count=1, dtype=kv,
         flops=4 * heads * head_dim * pairs,
         kv_bytes=2 * batch * keys * kv_heads * head_dim * dtype_bytes(kv),
         activation_bytes=2 * tokens * heads * head_dim * ACTIVATION_BYTES,

@@ -51,6 +51,8 @@ _GPU_CONSTANTS = {
     "attention_tile_s": 1e-6,
     "attention_depth_s": 1e-3,
     "attention_exponent": 20.0,
+    "attention_narrow_share": 1.0,
+    "attention_narrow_fixed_s": 1e-3,
     "attention_compute_share": 1.0,
     "expert_share": 1.0,
     "expert_compute_share": 1.0,

@@ -46,7 +46,8 @@ class GpuSpec:
     Attention over a KV cache: `attention_share` of bandwidth, `attention_fixed_s`,
     `attention_tile_s` per sequence and key–value head, `attention_depth_s` per doubling
     of the context, `attention_exponent` between bytes and tiles,
-    `attention_compute_share`.
+    `attention_compute_share`; `attention_narrow_share` and `attention_narrow_fixed_s` for
+    a cache in 8 bits.
     Experts: `expert_share` of bandwidth, `expert_compute_share`, `expert_fixed_s`.
     Small kernels (norms, rotary embedding, activation): `small_s`.
     All-reduce: `link_share`, `link_latency_s`, `link_hop_s` per GPU beyond the second.
@@ -81,6 +82,8 @@ class GpuSpec:
     attention_tile_s: float = 2.5e-8
     attention_depth_s: float = 1e-6
     attention_exponent: float = 2.0
+    attention_narrow_share: float = 0.75
+    attention_narrow_fixed_s: float = 1.2e-5
     attention_compute_share: float = 0.5
     expert_share: float = 0.85
     expert_compute_share: float = 0.3

@@ -42,8 +42,8 @@ class Operation:
     `dtype` is what the GPU multiplies in if it can (`weights` of the model).
 
     gemm: a product `m` × `k` by `k` × `n`; `m` may be an array.
-    attention: `tiles` (sequence, key–value head) pairs of `depth` keys each, `n` query
-    and `k` elements per head.
+    attention: `dtype` of the cache, `tiles` (sequence, key–value head) pairs of `depth`
+    keys each, `n` query heads of `k` elements.
     experts: `m` rows over all experts, `n` and `k` as in the product of one of them.
     allreduce: `activation_bytes` of message among `group` GPUs.
     """
@@ -176,7 +176,7 @@ def _attention(
     rows = np.maximum(1.0, new * heads / kv_heads / QUERY_TILE)
     in_out = 2 * work.tokens * heads * attention.head_dim * ACTIVATION_BYTES
     return Operation(
-        name=f"attention ({attention.kind})", kind="attention", count=group.count, dtype="bf16",
+        name=f"attention ({attention.kind})", kind="attention", count=group.count, dtype=model.kv,
         flops=2.0 * heads * width * pairs, kv_bytes=kv_bytes_per_token * keys,
         activation_bytes=in_out, m=work.tokens, n=round(heads), k=head_dim,
         tiles=work.sequences * kv_heads * rows, depth=keys / work.sequences,

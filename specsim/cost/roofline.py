@@ -30,6 +30,9 @@ NARROW_ROWS = 16.5
 TILE_ROWS = 128.0
 #: Keys of one attention tile; a context of d tiles is walked in log2(1 + d) rounds.
 KEY_TILE = 256.0
+#: Keys that each query is multiplied with in vain: blocks of keys are computed whole, also
+#: where the causal mask cuts them, and the loop over them has to fill.
+PADDED_KEYS = 128.0
 #: Exponent of the smooth maximum for the grouped products of the experts.
 EXPERT_EXPONENT = 3.0
 
@@ -122,18 +125,21 @@ def _attention(gpu: GpuSpec, op: Operation, warm: bool) -> OperationTime:
     Several new tokens per sequence (verification) read the cache once and multiply more:
     no table has that, it follows from `tiles` and `flops`.
     """
-    read = op.num_bytes / (gpu.bandwidth_bytes_per_s * gpu.attention_share)
+    narrow = op.dtype != "bf16"
+    share = gpu.attention_narrow_share if narrow else gpu.attention_share
+    read = op.num_bytes / (gpu.bandwidth_bytes_per_s * share)
     if warm and gpu.warm_kv_saving:
         read = read * _warm(op.kv_bytes, gpu.warm_kv_bytes, gpu.warm_kv_saving, 8)
     tiles = gpu.attention_tile_s * op.tiles * (0.5 + op.k / 256)
-    peak = gpu.peak_flops["bf16"] * gpu.attention_compute_share
+    flops = op.flops + 4 * op.m * op.n * op.k * PADDED_KEYS
     walk = gpu.attention_depth_s * np.log2(1 + op.depth / KEY_TILE)
+    fixed = gpu.attention_narrow_fixed_s if narrow else gpu.attention_fixed_s
     return OperationTime.of(
         op,
         memory_s=smooth_maximum(read, tiles, gpu.attention_exponent),
-        compute_s=op.flops / peak,
+        compute_s=flops / (gpu.peak_flops["bf16"] * gpu.attention_compute_share),
         link_s=0.0,
-        fixed_s=gpu.attention_fixed_s + walk,
+        fixed_s=fixed + walk,
         exponent=gpu.ridge_exponent,
     )
 

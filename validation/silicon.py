@@ -1,0 +1,252 @@
+"""`python -m validation.silicon`: the roofline against measured kernels.
+
+Per GPU, operation, dtype and token count, always on the half of the shapes that the
+constants were not fitted on, with operands as warm as the tables had them. Then every GPU
+again with constants predicted from other chips alone. The tables come from the package
+`aiconfigurator-core` (Apache-2.0); without it there are no rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from specsim.catalogue import loader
+from specsim.catalogue.specs import GpuSpec
+from specsim.cost.kernels import tables
+from specsim.cost.operations import Operation
+from specsim.cost.roofline import Roofline
+from specsim.errors import MissingDataError
+from validation.fit_constants import BIG, CHIPS, PATH, datasheet, predicted_constants
+from validation.kernel_rows import (
+    attention_operation,
+    context_operation,
+    evenly_visited,
+    expert_operation,
+    gemm_operation,
+    held_out,
+)
+from validation.rows import Row, absolute_errors, bounds, missed, statistic, summary
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BANDS = ((1, 16), (17, 64), (65, 256), (257, 512))
+SOURCE = "aiconfigurator-core 0.12.0, {engine} {version}"
+
+
+def rows() -> list[Row]:
+    """Every row; empty if the tables are not installed."""
+    if not tables.installed():
+        return []
+    result: list[Row] = []
+    for name in tables.SYSTEMS:
+        result += gpu_rows(loader.gpu(name))
+    return result + left_out_rows()
+
+
+def gpu_rows(gpu: GpuSpec) -> list[Row]:
+    """All comparisons of one GPU."""
+    result: list[Row] = []
+    for part in (_gemm, _narrow, _other_engines, _attention, _experts, _links):
+        try:
+            result += part(gpu)
+        except MissingDataError:
+            continue
+    return result
+
+
+def errors(gpu: GpuSpec, operation: Operation, table: pd.DataFrame) -> Any:
+    """Absolute relative errors of the warm roofline, one per row of the table."""
+    predicted = Roofline(gpu=gpu, warm=True).operation_time(operation).seconds
+    return absolute_errors(predicted, table["seconds"])
+
+
+def gemm_errors(
+    gpu: GpuSpec, dtype: str = "bf16", engine: str = "vllm", *, held: bool = True
+) -> pd.DataFrame:
+    """Columns m, n, k, seconds, error, big for m ≤ 512; held-out shapes only, or all."""
+    table = tables.gemm(gpu.name, dtype, engine)
+    table = table[table["m"] <= BANDS[-1][1]]
+    if held:
+        table = table[held_out(table, "n", "k")]
+    return table.assign(
+        error=errors(gpu, gemm_operation(table, dtype), table),
+        big=table["n"] * table["k"] >= BIG,
+    )
+
+
+def _gemm(gpu: GpuSpec) -> Iterator[Row]:
+    limit = bounds("silicon")
+    table = gemm_errors(gpu)
+    big = table[table["big"]]
+    source = _source(gpu, "gemm", "gemm_perf", "vllm") + f", {len(table)} held-out rows"
+    name = f"{gpu.name} bf16 gemm"
+    median = limit["gemm_median"].get(gpu.name)
+    yield statistic(f"{name} median", big["error"].median(), bound=median, provenance=source)
+    for low, high in BANDS:
+        band = big[(big["m"] >= low) & (big["m"] <= high)]["error"].median()
+        yield statistic(
+            f"{name} m={low}–{high}", band, bound=limit["gemm_band"] if median else None,
+            provenance=source,
+        )  # fmt: skip
+    bounded = median and gpu.name not in limit["gemm_p90_except"]
+    yield statistic(
+        f"{name} p90", big["error"].quantile(0.9),
+        bound=limit["gemm_p90"] if bounded else None, provenance=source,
+    )  # fmt: skip
+    yield statistic(
+        f"{name} all shapes", table["error"].median(),
+        bound=limit["gemm_all_shapes"] if median else None, provenance=source,
+    )  # fmt: skip
+    every = gemm_errors(gpu, held=False)
+    yield statistic(
+        f"{name} median, fitted shapes too", every[every["big"]]["error"].median(), bound=median,
+        provenance=source,
+    )  # fmt: skip
+
+
+def _narrow(gpu: GpuSpec) -> Iterator[Row]:
+    for dtype, bound in (("fp8", bounds("silicon")["gemm_fp8"]), ("fp4", None)):
+        try:
+            table = gemm_errors(gpu, dtype)
+        except MissingDataError:
+            continue
+        yield statistic(
+            f"{gpu.name} {dtype} gemm median", table[table["big"]]["error"].median(), bound=bound,
+            provenance=_source(gpu, "gemm", "gemm_perf", "vllm"),
+        )  # fmt: skip
+
+
+def _other_engines(gpu: GpuSpec) -> Iterator[Row]:
+    """Products as other engines run them: nothing was fitted to these."""
+    for engine in ("sglang", "trtllm"):
+        try:
+            table = gemm_errors(gpu, engine=engine, held=False)
+        except MissingDataError:
+            continue
+        yield statistic(
+            f"{gpu.name} bf16 gemm median, {engine}", table[table["big"]]["error"].median(),
+            provenance=_source(gpu, "gemm", "gemm_perf", engine),
+        )  # fmt: skip
+
+
+def _attention(gpu: GpuSpec) -> Iterator[Row]:
+    source = _source(gpu, "attention", "generation_attention_perf", "vllm")
+    bound = bounds("silicon")["generation_attention"]
+    for kv, limit in (("bf16", bound), ("fp8", None)):
+        try:
+            table = tables.generation_attention(gpu.name, kv)
+        except MissingDataError:
+            continue
+        held = table[held_out(table, "heads", "kv_heads", "head_dim") & (table["window"] == 0)]
+        error = errors(gpu, attention_operation(held, kv), held)
+        name = f"{gpu.name} generation attention, {kv} cache"
+        yield statistic(f"{name}, median", np.median(error), bound=limit, provenance=source)
+        yield statistic(f"{name}, p90", np.quantile(error, 0.9), provenance=source)
+        windows = table[table["window"] > 0]
+        if len(windows):
+            error = errors(gpu, attention_operation(windows, kv), windows)
+            yield statistic(f"{name}, sliding window", np.median(error), provenance=source)
+    prompts = tables.context_attention(gpu.name)
+    prompts = prompts[(prompts["window"] == 0) & (prompts["context"] >= 128)]
+    error = errors(gpu, context_operation(prompts), prompts)
+    yield statistic(f"{gpu.name} context attention, median", np.median(error), provenance=source)
+
+
+def _experts(gpu: GpuSpec) -> Iterator[Row]:
+    for engine in tables.ENGINES:
+        table = tables.moe(gpu.name, engine=engine)
+        even = (table["distribution"] == "balanced") & (table["expert_parallel"] == 1)
+        table = table[even & (table["tokens"] <= 512)]
+        if len(table):
+            break
+    else:
+        return
+    table = table[held_out(table, "hidden", "inter", "experts")]
+    error = errors(gpu, expert_operation(table, "bf16", evenly_visited(table)), table)
+    source = _source(gpu, "moe", "moe_perf", engine)
+    yield statistic(f"{gpu.name} experts, even routing", np.median(error), provenance=source)
+
+
+def _links(gpu: GpuSpec) -> Iterator[Row]:
+    table = tables.all_reduce(gpu.name)
+    for low, high, label in ((0, 1e6, "up to 1 MB"), (1e6, 2e7, "1–16 MB"), (2e7, 1e10, "more")):
+        part = table[(table["message_bytes"] > low) & (table["message_bytes"] <= high)]
+        part = part[part["gpus"] <= 8]
+        operation = Operation(
+            name="all-reduce", kind="allreduce", count=1, dtype="bf16",
+            activation_bytes=part["message_bytes"].to_numpy(dtype=float),
+            group=part["gpus"].to_numpy(dtype=float),  # type: ignore[arg-type]
+        )  # fmt: skip
+        error = errors(gpu, operation, part)
+        yield statistic(
+            f"{gpu.name} all-reduce {label}", np.median(error),
+            provenance=_source(gpu, "comm", "custom_allreduce_perf", "vllm"),
+        )  # fmt: skip
+
+
+def left_out_rows() -> list[Row]:
+    """Every measured GPU with constants predicted from other chips."""
+    limit = bounds("silicon")
+    measured = measured_constants()
+    medians: list[float] = []
+    result: list[Row] = []
+    for name in measured:
+        predicted = predicted_constants(measured, (CHIPS[name],))
+        gpu = dataclasses.replace(datasheet(name), **predicted)  # type: ignore[arg-type]
+        table = gemm_errors(gpu, held=False)
+        medians.append(float(table[table["big"]]["error"].median()))
+        result.append(
+            statistic(
+                f"{name} bf16 gemm median, {CHIPS[name]} left out", medians[-1],
+                bound=limit["left_out_worst"], provenance=_source(gpu, "gemm", "gemm_perf", "vllm"),
+            )
+        )  # fmt: skip
+    median = statistic(
+        "GPU left out: median over GPUs", float(np.median(medians)), bound=limit["left_out_median"]
+    )
+    return [*result, median]
+
+
+def measured_constants() -> dict[str, dict[str, float]]:
+    """Constants of the measured GPUs, as committed."""
+    with PATH.open("rb") as stream:
+        constants = tomllib.load(stream)
+    return {
+        name: {k: float(v) for k, v in constants[name].items() if k != "constants_source"}
+        for name in tables.SYSTEMS
+    }
+
+
+def _source(gpu: GpuSpec, operation: str, file: str, engine: str) -> str:
+    version = tables.newest_version(gpu.name, operation, file, engine)
+    return SOURCE.format(engine=engine, version=version)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the table; exit 1 if a bound is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    options = parser.parse_args(arguments)
+    found = rows()
+    if not found:
+        print("not run: the kernel tables are not installed (extra: kernels)", file=sys.stderr)
+        return 0
+    if options.json:
+        text = json.dumps([row.as_dict() for row in found], indent=1, ensure_ascii=False)
+        options.json.write_text(text + "\n")
+    print(summary(found))
+    return 1 if missed(found) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
