@@ -56,6 +56,23 @@ EXACT = {
     "opt-125m": 125_239_296,
     "opt-350m": 331_196_416,
     "opt-6.7b": 6_658_473_984,
+    "llama-160m": 162_417_408,
+    "codellama-34b": 33_743_970_304,
+    "mistral-7b": 7_248_023_552,
+    "mistral-nemo-12b": 12_247_782_400,
+    "mistral-small-24b": 23_572_403_200,
+    "deepseek-v2-lite": 15_706_484_224,
+    "gemma-2-9b": 9_241_705_984,
+    "phi-3-mini": 3_821_079_552,
+    "phi-4-mini": 3_836_021_760,
+    "opt-1.3b": 1_315_758_080,
+    "opt-2.7b": 2_651_596_800,
+    "opt-13b": 12_853_473_280,
+    "opt-30b": 29_974_540_288,
+    "starcoder2-3b": 3_030_371_328,
+    "t5-base": 247_577_856,
+    "t5-large": 783_150_080,
+    "t5-xl": 2_849_757_184,
     "gpt2": 124_439_808,
     "t5-small": 76_961_152,
     "t5-xxl": 11_135_332_352,
@@ -107,6 +124,20 @@ def test_totals_within_half_a_percent(name: str, total: float) -> None:
 @pytest.mark.parametrize(("name", "total"), EXACT.items())
 def test_totals_to_the_last_parameter(name: str, total: int) -> None:
     assert all_counted(model(name)) == total
+
+
+@pytest.mark.parametrize(
+    ("name", "text_only"),
+    [
+        ("gemma-3-4b", 3_880_099_328),
+        ("gemma-3-12b", 11_765_788_416),
+        ("gemma-3-27b", 27_009_002_240),
+    ],
+)
+def test_gemma3_totals_but_for_the_image_tokens(name: str, text_only: int) -> None:
+    """KerasHub's presets count the text models, whose vocabulary lacks 64 rows."""
+    spec = model(name)
+    assert spec.num_parameters - 64 * spec.hidden_size == text_only
 
 
 @pytest.mark.parametrize(("name", "active"), ACTIVE.items())

@@ -79,7 +79,7 @@ def test_h100_by_hand() -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(UnknownNameError, match=r"unknown GPU 'h101'.*h100"):
+    with pytest.raises(UnknownNameError, match=r"unknown GPU 'h101'; did you mean .*h100"):
         catalogue.gpu("h101")
     with pytest.raises(UnknownNameError, match="unknown runtime"):
         catalogue.runtime("vlllm")

@@ -87,6 +87,26 @@ def test_every_device_of_the_table_is_there_and_equal() -> None:
         assert ours.confidence == row["confidence"]
 
 
+def test_presets_are_in_the_published_table() -> None:
+    """Acceptance figures, digit for digit; the model cards' and the article's are not there."""
+    with (ROOT / "published.csv").open(newline="") as stream:
+        table = list(csv.DictReader(stream))
+    numbers: set[float] = set()
+    for row in table:
+        for column in ("tau", "alpha", "per_position_acceptance"):
+            for text in row[column].replace(";", " ").split():
+                if text.replace(".", "", 1).isdigit():
+                    numbers.add(float(text))
+    elsewhere = ("article", "lightseekorg", "k-l-lambda", "DeepSeek-V3 technical")
+    checked = 0
+    for name in catalogue.list_acceptance_presets():
+        preset = catalogue.acceptance_preset(name)
+        if not preset.source.startswith(elsewhere):
+            assert set(preset.values) <= numbers, name
+            checked += 1
+    assert checked >= 35
+
+
 def test_targets_and_drafts_of_the_published_table_are_there() -> None:
     """Whatever published.csv names and whose dimensions are public."""
     known = {

@@ -7,6 +7,7 @@ row shows up when the row is written.
 
 from __future__ import annotations
 
+import difflib
 import os
 import tomllib
 from collections.abc import Mapping
@@ -53,7 +54,8 @@ def _lookup(kind: str, file: str, name: str) -> str:
     names = _names(file)
     found = names.get(name.strip().lower())
     if found is None:
-        raise UnknownNameError(kind, name, _rows(file) if len(names) > 40 else names)
+        near = difflib.get_close_matches(name.strip().lower()[:100], names, n=1, cutoff=0.5)
+        raise UnknownNameError(kind, name, names if near else _rows(file))
     return found
 
 
