@@ -22,11 +22,9 @@ from specsim.catalogue import loader
 from specsim.catalogue.rows import gpu_from_row
 from specsim.catalogue.specs import GpuSpec
 from specsim.cost.kernels import tables
-from specsim.cost.operations import Operation
-from specsim.cost.roofline import Roofline
-from specsim.errors import MissingDataError
-from validation.kernel_rows import (
+from specsim.cost.kernels.operations import (
     Array,
+    all_reduce_operation,
     attention_operation,
     context_operation,
     evenly_visited,
@@ -34,6 +32,9 @@ from validation.kernel_rows import (
     gemm_operation,
     held_out,
 )
+from specsim.cost.operations import Operation
+from specsim.cost.roofline import Roofline
+from specsim.errors import MissingDataError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -202,12 +203,7 @@ def fit_link(gpu: GpuSpec) -> Constants:
     table = table[(table["message_bytes"] <= 16e6) & (table["gpus"] <= 8)]
     names = ("link_share", "link_latency_s", "link_hop_s")
     seconds = table["seconds"].to_numpy()
-    size = table["message_bytes"].to_numpy(dtype=float)
-    group = table["gpus"].to_numpy(dtype=float)
-    operation = Operation(
-        name="all-reduce", kind="allreduce", count=1, dtype="bf16", activation_bytes=size,
-        group=group,  # type: ignore[arg-type]
-    )  # fmt: skip
+    operation = all_reduce_operation(table)
     return _best(gpu, names, [(0.6, 5e-6, 1e-7)], operation, seconds, np.ones(len(table)))[0]
 
 

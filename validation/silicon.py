@@ -22,11 +22,8 @@ import numpy as np
 from specsim.catalogue import loader
 from specsim.catalogue.specs import GpuSpec
 from specsim.cost.kernels import tables
-from specsim.cost.operations import Operation
-from specsim.cost.roofline import Roofline
-from specsim.errors import MissingDataError
-from validation.fit_constants import BIG, CHIPS, PATH, datasheet, predicted_constants
-from validation.kernel_rows import (
+from specsim.cost.kernels.operations import (
+    all_reduce_operation,
     attention_operation,
     context_operation,
     evenly_visited,
@@ -34,6 +31,10 @@ from validation.kernel_rows import (
     gemm_operation,
     held_out,
 )
+from specsim.cost.operations import Operation
+from specsim.cost.roofline import Roofline
+from specsim.errors import MissingDataError
+from validation.fit_constants import BIG, CHIPS, PATH, datasheet, predicted_constants
 from validation.rows import Row, absolute_errors, bounds, missed, statistic, summary
 
 if TYPE_CHECKING:
@@ -182,12 +183,7 @@ def _links(gpu: GpuSpec) -> Iterator[Row]:
     for low, high, label in ((0, 1e6, "up to 1 MB"), (1e6, 2e7, "1–16 MB"), (2e7, 1e10, "more")):
         part = table[(table["message_bytes"] > low) & (table["message_bytes"] <= high)]
         part = part[part["gpus"] <= 8]
-        operation = Operation(
-            name="all-reduce", kind="allreduce", count=1, dtype="bf16",
-            activation_bytes=part["message_bytes"].to_numpy(dtype=float),
-            group=part["gpus"].to_numpy(dtype=float),  # type: ignore[arg-type]
-        )  # fmt: skip
-        error = errors(gpu, operation, part)
+        error = errors(gpu, all_reduce_operation(part), part)
         yield statistic(
             f"{gpu.name} all-reduce {label}", np.median(error),
             provenance=_source(gpu, "comm", "custom_allreduce_perf", "vllm"),

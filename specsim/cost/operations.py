@@ -43,8 +43,9 @@ class Operation:
 
     gemm: a product `m` × `k` by `k` × `n`; `m` may be an array.
     attention: `dtype` of the cache, `tiles` (sequence, key–value head) pairs of `depth`
-    keys each, `n` query heads of `k` elements.
-    experts: `m` rows over all experts, `n` and `k` as in the product of one of them.
+    keys each, `n` query heads of `k` elements over `kv_heads`, `m` queries of `batch`
+    sequences.
+    experts: `m` rows over all `experts`, `top_k` a token, `n` and `k` as in one's product.
     allreduce: `activation_bytes` of message among `group` GPUs.
     """
 
@@ -61,7 +62,11 @@ class Operation:
     k: Any = 0
     tiles: Any = 0.0
     depth: Any = 0.0
-    group: int = 1
+    batch: Any = 0.0
+    kv_heads: Any = 0
+    experts: Any = 0
+    top_k: Any = 0
+    group: Any = 1
 
     @property
     def num_bytes(self) -> Any:
@@ -180,6 +185,7 @@ def _attention(
         flops=2.0 * heads * width * pairs, kv_bytes=kv_bytes_per_token * keys,
         activation_bytes=in_out, m=work.tokens, n=round(heads), k=head_dim,
         tiles=work.sequences * kv_heads * rows, depth=keys / work.sequences,
+        batch=work.sequences, kv_heads=0 if attention.kind == "latent" else kv_heads,
     )  # fmt: skip
 
 
@@ -206,5 +212,6 @@ def _feed_forward(
         name="experts", kind="experts", count=group.count, dtype=dtype,
         flops=2.0 * rows * ff.expert_parameters(h) / tp, weight_bytes=visited * expert_bytes,
         activation_bytes=rows * (2 * h + 3 * width) * ACTIVATION_BYTES,
-        m=rows, n=round(ff.num_matrices * width), k=h,
+        m=rows, n=round(ff.num_matrices * width), k=h, experts=ff.num_experts,
+        top_k=ff.experts_per_token,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Rows of the measured kernel tables as operations that the roofline can time.
 
-One `Operation` whose fields are arrays holds a whole table, so that the validation and
-the fit evaluate exactly the formulas of `specsim.cost.roofline`.
+One `Operation` whose fields are arrays holds a whole table, so that the roofline, its fit
+and its validation evaluate the same formulas.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def _attention(
         flops=4 * heads * head_dim * pairs,
         kv_bytes=2 * batch * keys * kv_heads * head_dim * dtype_bytes(kv),
         activation_bytes=2 * tokens * heads * head_dim * ACTIVATION_BYTES,
-        m=tokens, n=heads, k=head_dim, tiles=batch * kv_heads * rows, depth=keys,
+        m=tokens, n=heads, k=head_dim, tiles=batch * kv_heads * rows, depth=keys, batch=batch,
+        kv_heads=kv_heads,
     )  # fmt: skip
 
 
@@ -76,7 +77,16 @@ def expert_operation(table: pd.DataFrame, dtype: str, visited: Any) -> Operation
         name="experts", kind="experts", count=1, dtype=dtype, flops=2 * rows * parameters,
         weight_bytes=visited * parameters * dtype_bytes(dtype),
         activation_bytes=rows * (2 * hidden + 3 * inter) * ACTIVATION_BYTES,
-        m=rows, n=3 * inter, k=hidden,
+        m=rows, n=3 * inter, k=hidden, experts=table["experts"].to_numpy(), top_k=top_k,
+    )  # fmt: skip
+
+
+def all_reduce_operation(table: pd.DataFrame) -> Operation:
+    """All-reduce; columns gpus, message_bytes."""
+    gpus, message = _columns(table, "gpus", "message_bytes")
+    return Operation(
+        name="all-reduce", kind="allreduce", count=1, dtype="bf16", activation_bytes=message,
+        group=gpus,
     )  # fmt: skip
 
 
