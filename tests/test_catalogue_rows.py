@@ -71,7 +71,7 @@ def test_gpu_aliases(alias: str, name: str) -> None:
 
 def test_h100_by_hand() -> None:
     gpu = catalogue.gpu("h100-sxm-80gb")
-    assert gpu.memory_bytes == 80e9
+    assert gpu.memory_bytes == 80 * 2**30
     assert gpu.bandwidth_bytes_per_s == 3.35e12
     assert gpu.peak_flops == {"bf16": 989e12, "fp8": 1979e12, "int8": 1979e12}
     assert gpu.link_bytes_per_s == 450e9  # one direction

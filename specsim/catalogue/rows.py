@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 
 from specsim.catalogue.specs import AcceptancePreset, Estimate, GpuSpec, RuntimeSpec
 from specsim.errors import ConfigError
-from specsim.units import DTYPE_BYTES, GB, TFLOPS, US
+from specsim.units import DTYPE_BYTES, GB, GIB, TFLOPS, US
 
 Row = Mapping[str, Any]
 
@@ -156,7 +156,9 @@ def gpu_from_row(name: str, row: Row, constants: Row) -> GpuSpec:
         name=name,
         vendor=row["vendor"],
         architecture=row["architecture"],
-        memory_bytes=row["memory_gb"] * GB,
+        # memory chips come in powers of two: what datasheets call 80 GB the driver reports
+        # as 79.6 GiB (81,559 MiB on an H100), half a percent below 80 GiB
+        memory_bytes=row["memory_gb"] * GIB,
         bandwidth_bytes_per_s=row["bandwidth_gb_per_s"] * GB,
         peak_flops=peak,
         link=row["link"],
