@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -12,7 +14,14 @@ from strategies import inner_probabilities
 
 import specsim as ss
 from specsim.acceptance import Iid, PerPosition
-from specsim.analytic import acceptance_length, evaluate, predict, speedup, tpot_distribution
+from specsim.analytic import (
+    Prediction,
+    acceptance_length,
+    evaluate,
+    predict,
+    speedup,
+    tpot_distribution,
+)
 from specsim.analytic.breakeven import break_even_alpha
 from specsim.analytic.formulas import break_even_cost_ratio, paying_ranges, quantile
 from specsim.analytic.ratios import predict_from_ratios
@@ -67,7 +76,7 @@ def test_paying_ranges_cover_exactly_the_points_that_pay(pays: list[bool]) -> No
     ranges = paying_ranges(points, pays)
     inside = [any(low <= p <= high for low, high in ranges) for p in points]
     assert inside == pays
-    assert all(a[1] + 1 < b[0] for a, b in zip(ranges, ranges[1:], strict=False))
+    assert all(a[1] + 1 < b[0] for a, b in pairwise(ranges))
 
 
 class TestTpot:
@@ -118,7 +127,7 @@ class TestGrid:
     source = Roofline(gpu=ss.gpu("h100-sxm"))
 
     def test_shapes_and_identities(self) -> None:
-        grid = evaluate(deployment(), self.source, Iid(0.8), range(0, 5), [1, 8, 64], [128, 4096])
+        grid = evaluate(deployment(), self.source, Iid(0.8), range(5), [1, 8, 64], [128, 4096])
         assert grid.speedup.shape == (5, 3, 2)
         np.testing.assert_allclose(
             grid.step_s, grid.part("draft") + grid.part("verify") + grid.part("overhead")
@@ -212,15 +221,16 @@ class TestBreakEven:
         assert any(low > 1 for low, _ in ranges)
 
 
-class TestPrediction:
-    @pytest.fixture(scope="class")
-    def prediction(self):
-        return predict(
-            target=ss.model("llama-3.1-70b"), draft=ss.model("llama-3.2-1b"), gpu=ss.gpu("h100-sxm"),
-            tensor_parallel=4, acceptance=Iid(0.75), num_draft_tokens=range(1, 13),
-            batch=[1, 8, 64], context=1024,
-        )  # fmt: skip
+@pytest.fixture(scope="module")
+def prediction() -> Prediction:
+    return predict(
+        target=ss.model("llama-3.1-70b"), draft=ss.model("llama-3.2-1b"), gpu=ss.gpu("h100-sxm"),
+        tensor_parallel=4, acceptance=Iid(0.75), num_draft_tokens=range(1, 13),
+        batch=[1, 8, 64], context=1024,
+    )  # fmt: skip
 
+
+class TestPrediction:
     def test_frame_is_tidy(self, prediction) -> None:
         frame = prediction.to_frame()
         assert len(frame) == 12 * 3
@@ -263,7 +273,7 @@ class TestPrediction:
 class TestCaveats:
     """Each warning appears where it should, and not where it should not."""
 
-    base = {
+    base: ClassVar[dict[str, Any]] = {
         "target": "llama-3.1-70b", "draft": "llama-3.1-8b", "gpu": "h100-sxm",
         "tensor_parallel": 4, "acceptance": Iid(0.75), "num_draft_tokens": range(1, 6),
     }  # fmt: skip
@@ -290,6 +300,8 @@ class TestCaveats:
         assert code in self.codes(**changes)
 
     def test_a_sound_deployment_has_no_false_alarm(self) -> None:
-        quiet = {"does-not-fit", "over-capacity", "does-not-pay", "suspect-acceptance",
-                 "acceptance-cliff", "no-unit", "large-draft", "extrapolated-acceptance"}  # fmt: skip
+        quiet = {
+            "does-not-fit", "over-capacity", "does-not-pay", "suspect-acceptance",
+            "acceptance-cliff", "no-unit", "large-draft", "extrapolated-acceptance",
+        }  # fmt: skip
         assert self.codes() & quiet == set()
