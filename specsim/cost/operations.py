@@ -31,6 +31,10 @@ ACTIVATION_BYTES = 2.0
 #: Fused small kernels per decoder layer in a current engine: two norms (with residual),
 #: rotary embedding with cache write, activation. (vLLM's compiled Llama layer.)
 SMALL_KERNELS_PER_LAYER = 4
+#: Kernels over the logits of a row (to 32 bits, softmax, draw or arg max), and the bytes
+#: each reads and writes per logit.
+SAMPLING_KERNELS = 3
+SAMPLING_BYTES = 6.0
 #: Query rows (new tokens × query heads per key–value head) of one attention tile.
 QUERY_TILE = 64
 
@@ -100,7 +104,21 @@ def operations(model: PlacedModel, work: Work) -> list[Operation]:
             "lm_head", 1, head_dtype, work.logit_rows, spec.hidden_size, spec.head_vocab_size / tp
         )
     )
+    logits = work.logit_rows * spec.head_vocab_size
+    result.append(
+        Operation(
+            name="sampling", kind="small", dtype="bf16", count=SAMPLING_KERNELS,
+            activation_bytes=logits * SAMPLING_BYTES,
+        )
+    )  # fmt: skip
     if tp > 1:
+        # a gather sends half of what an all-reduce of the same message does
+        result.append(
+            Operation(
+                name="logits all-gather", kind="allreduce", count=1, dtype="bf16",
+                activation_bytes=logits * ACTIVATION_BYTES / 2, group=tp,
+            )
+        )  # fmt: skip
         per_layer = sum(
             group.count * (2 + (group.cross_attention is not None)) for group in spec.layers
         )
