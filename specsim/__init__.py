@@ -13,19 +13,39 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from specsim import acceptance as acceptance
+    from specsim.analytic import Prediction as Prediction
+    from specsim.analytic import predict as predict
     from specsim.catalogue import gpu as gpu
     from specsim.catalogue import model as model
     from specsim.catalogue import runtime as runtime
+    from specsim.scenario import Scenario as Scenario
 
 #: Public name → the module that defines it.
 _EXPORTS = {
     "model": "specsim.catalogue",
     "gpu": "specsim.catalogue",
     "runtime": "specsim.catalogue",
+    "predict": "specsim.analytic",
+    "Prediction": "specsim.analytic",
+    "Scenario": "specsim.scenario",
 }
-_MODULES = ("acceptance", "errors", "units", "records")
+_MODULES = ("acceptance", "deployment", "errors", "plots", "records", "units")
 
-__all__ = ["__version__", "acceptance", "errors", "gpu", "model", "records", "runtime", "units"]
+__all__ = [
+    "Prediction",
+    "Scenario",
+    "__version__",
+    "acceptance",
+    "deployment",
+    "errors",
+    "gpu",
+    "model",
+    "plots",
+    "predict",
+    "records",
+    "runtime",
+    "units",
+]
 
 
 def __getattr__(name: str) -> Any:

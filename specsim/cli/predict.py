@@ -17,6 +17,7 @@ import typer
 from specsim.cli.output import print_csv, print_json, print_table, warn
 from specsim.errors import ScenarioError
 from specsim.scenario.document import Scenario, assign, parse_assignment, read_yaml
+from specsim.scenario.sections import ACCEPTANCE_SOURCES
 from specsim.units import human_bytes, human_seconds
 
 #: Option → the scenario key it sets. One resolver serves the command line and YAML.
@@ -50,6 +51,8 @@ KEYS = {
     "batch": "point.batch",
     "context": "point.context",
 }
+
+ACCEPTANCE_KEYS = {f"acceptance.{source}" for source in ACCEPTANCE_SOURCES}
 
 #: The deployment of `specsim predict` without options: it fits, and it is what people ask.
 EXAMPLE: dict[str, dict[str, Any]] = {
@@ -133,6 +136,8 @@ def command(
     given = {name: value for name, value in locals().items() if name in KEYS and value is not None}
     described = build_scenario(given, scenario, set_ or [])
     result, prediction = answer(described)
+    if plot is not None:  # before anything is printed: an error must leave stdout empty
+        _plot(plot, "" if prediction is None else _title(described), result, prediction)
     if as_json:
         print_json({"inputs": _inputs(described), **result})
     elif csv:
@@ -143,8 +148,6 @@ def command(
         warn(caveat["code"], caveat["message"])
     if explain and prediction is not None and not as_json:
         print_explanation(prediction)
-    if plot is not None:
-        _plot(plot, "" if prediction is None else _title(described), result, prediction)
 
 
 def build_scenario(given: dict[str, str], file: Path | None, assignments: list[str]) -> Scenario:
@@ -156,8 +159,11 @@ def build_scenario(given: dict[str, str], file: Path | None, assignments: list[s
     data: dict[str, Any] = {} if file is None else read_yaml(file)
     if not given and file is None and not assignments:
         data = {section: dict(keys) for section, keys in EXAMPLE.items()}
+    if any(KEYS[name] in ACCEPTANCE_KEYS for name in given):
+        data["acceptance"] = {}  # a figure on the command line replaces the file's
     for name, value in given.items():
-        assign(data, KEYS[name], value)
+        section, key = KEYS[name].split(".")
+        data.setdefault(section, {})[key] = value  # two figures stay two: an error below
     for text in assignments:
         assign(data, *parse_assignment(text))
     where = "predict" if file is None else str(file)
