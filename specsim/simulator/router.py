@@ -1,0 +1,62 @@
+"""Which replica gets the next request: plain functions of the replicas' state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+
+class Replica(Protocol):
+    """What a router sees of a replica."""
+
+    index: int
+    alive: bool
+
+    def outstanding_tokens(self) -> int:
+        """Prompt and output tokens of all requests that wait or run."""
+        ...
+
+    def num_waiting(self) -> int:
+        """Requests that wait."""
+        ...
+
+    def num_outstanding(self) -> int:
+        """Requests that wait or run."""
+        ...
+
+    def matched_units(self, prefix: tuple[int, ...]) -> int:
+        """Leading units of a prefix in its cache."""
+        ...
+
+
+Router = Callable[[Sequence[Replica], int, tuple[int, ...]], int]
+
+
+def round_robin(replicas: Sequence[Replica], number: int, prefix: tuple[int, ...]) -> int:
+    """In turn, by the request's number."""
+    return replicas[number % len(replicas)].index
+
+
+def least_loaded(replicas: Sequence[Replica], number: int, prefix: tuple[int, ...]) -> int:
+    """Fewest outstanding tokens; the first on a tie."""
+    return min(replicas, key=lambda r: (r.outstanding_tokens(), r.index)).index
+
+
+def shortest_queue(replicas: Sequence[Replica], number: int, prefix: tuple[int, ...]) -> int:
+    """Fewest waiting requests, then fewest outstanding ones; the first on a tie."""
+    return min(replicas, key=lambda r: (r.num_waiting(), r.num_outstanding(), r.index)).index
+
+
+def prefix_aware(replicas: Sequence[Replica], number: int, prefix: tuple[int, ...]) -> int:
+    """The longest cached prefix; among equals the least loaded."""
+    return min(
+        replicas, key=lambda r: (-r.matched_units(prefix), r.outstanding_tokens(), r.index)
+    ).index
+
+
+ROUTERS: dict[str, Router] = {
+    "round-robin": round_robin,
+    "least-loaded": least_loaded,
+    "shortest-queue": shortest_queue,
+    "prefix-aware": prefix_aware,
+}
