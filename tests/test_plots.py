@@ -1,0 +1,80 @@
+"""Figures: drawn from rows and arrays, not empty, not clipped, the same bytes twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+import specsim as ss
+from specsim.analytic.curves import speedup_over_batch
+from specsim.audit import audit_claims
+from specsim.plots import claim_figure, prediction_figure, save, speedup_curve
+
+
+@pytest.fixture(scope="module")
+def prediction():
+    return ss.predict(
+        target="llama-3.1-70b", draft="llama-3.2-1b", gpu="h100-sxm", tensor_parallel=4,
+        acceptance=ss.acceptance.Iid(0.75), num_draft_tokens=range(1, 9),
+    )  # fmt: skip
+
+
+def ink(path: Path) -> tuple[float, float]:
+    """(share of pixels that are not white, the same in the outermost border)."""
+    image = imread(path)[..., :3]
+    dark = np.any(image < 0.95, axis=-1)
+    border = np.concatenate([dark[0], dark[-1], dark[:, 0], dark[:, -1]])
+    return float(dark.mean()), float(border.mean())
+
+
+def test_prediction_figure(prediction, tmp_path: Path) -> None:
+    path = tmp_path / "p.png"
+    save(prediction_figure(prediction.rows(), speedup_over_batch(prediction), "title"), path)
+    filled, border = ink(path)
+    assert 0.03 < filled < 0.6
+    assert border == 0  # nothing is cut off at the edge
+
+
+def test_the_curve_shows_the_rows(prediction) -> None:
+    rows = prediction.rows()
+    axes = speedup_curve(rows)
+    line = axes.get_lines()[0]
+    np.testing.assert_allclose(line.get_ydata(), [row["speedup"] for row in rows])
+    assert "K" in axes.get_xlabel()
+
+
+def test_axes_can_be_given(prediction) -> None:
+    axes = Figure().subplots()
+    assert speedup_curve(prediction.rows(), axes) is axes
+
+
+def test_svg_is_reproducible(prediction, tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a.svg", "b.svg")]
+    for path in paths:
+        save(prediction_figure(prediction.rows(), None), path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+@pytest.mark.parametrize("claim", [c for c in audit_claims() if c.chart], ids=lambda c: c.number)
+def test_claims(claim, tmp_path: Path) -> None:
+    path = tmp_path / "c.png"
+    save(claim_figure(claim.number, claim.chart), path)
+    filled, border = ink(path)
+    assert 0.01 < filled < 0.7
+    assert border == 0
+
+
+def test_an_empty_figure_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "empty.png"
+    save(Figure(), path)
+    assert ink(path)[0] == 0
+
+
+def test_a_failed_save_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        save(Figure(), tmp_path / "no" / "x.png")
+    assert list(tmp_path.iterdir()) == []
