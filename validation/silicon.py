@@ -21,6 +21,7 @@ import numpy as np
 
 from specsim.catalogue import loader
 from specsim.catalogue.specs import GpuSpec
+from specsim.cost.experts import TYPICAL, UNIFORM, expert_popularity
 from specsim.cost.kernels import tables
 from specsim.cost.kernels.operations import (
     all_reduce_operation,
@@ -176,6 +177,28 @@ def _experts(gpu: GpuSpec) -> Iterator[Row]:
     error = errors(gpu, expert_operation(table, "bf16", evenly_visited(table)), table)
     source = _source(gpu, "moe", "moe_perf", engine)
     yield statistic(f"{gpu.name} experts, even routing", np.median(error), provenance=source)
+    skewed = tables.moe(gpu.name, engine=engine)
+    law = (skewed["distribution"] == "power_law_1.01") & (skewed["experts"] >= 32)
+    skewed = skewed[law & (skewed["expert_parallel"] == 1) & (skewed["tokens"] <= 512)]
+    for label, routing in (("uniform", UNIFORM), ("typical skew", TYPICAL)):
+        visited = _visited(skewed, routing.skew)
+        error = errors(gpu, expert_operation(skewed, "bf16", visited), skewed)
+        yield statistic(
+            f"{gpu.name} experts, power law, predicted as {label}", np.median(error),
+            provenance=source,
+        )  # fmt: skip
+
+
+def _visited(table: pd.DataFrame, skew: float) -> Any:
+    """Expected distinct experts of independent tokens, row by row."""
+    shapes = table[["experts", "top_k"]].drop_duplicates()
+    visited = np.zeros(len(table))
+    for count, top_k in shapes.itertuples(index=False):
+        rows = ((table["experts"] == count) & (table["top_k"] == top_k)).to_numpy()
+        popularity = expert_popularity(int(count), int(top_k), skew)
+        tokens = table["tokens"].to_numpy(dtype=float)[rows]
+        visited[rows] = np.sum(1 - (1 - popularity) ** tokens[:, None], axis=1)
+    return visited
 
 
 def _links(gpu: GpuSpec) -> Iterator[Row]:

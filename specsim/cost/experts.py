@@ -3,14 +3,22 @@
 Weights of a mixture-of-experts layer are read once per *distinct* expert, so the cost of
 verifying K + 1 tokens depends on how much their choices coincide.
 
-What was reported: kernels of 128 experts, top 8, 16 tokens on an H100 take 0.420 ms when
-the tokens are spread evenly and 0.209 ms under a power law (tables of
-aiconfigurator-core 0.12, `moe_perf`); and at K = 4 the tokens of one sequence were seen
-to visit 3.2 times as many experts as one token, where uniform independent routing says
-4.4. `TYPICAL` and `INTERVAL` are what these two leave open.
+What was measured and reported (128 experts, top 8):
+
+- tables of aiconfigurator-core 0.12 (`moe_perf`, H100, 16 tokens): 0.420 ms when tokens
+  are spread evenly, 0.230 and 0.209 ms under its two power laws. Over all its shapes with
+  32 experts and more, a Zipf popularity of exponent 0.6 (milder law) to 0.7 (stronger)
+  reproduces the power-law rows best, 1.0 the one shape quoted;
+- at K = 4 the tokens of one sequence were seen to visit 3.2 times as many experts as one
+  token, where uniform independent routing says 4.4.
+
+`TYPICAL` reproduces the milder law and the 3.2 together; `INTERVAL` is what the reports
+leave open. docs/cost.md shows the numbers.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -20,17 +28,15 @@ from specsim.deployment import Routing
 
 #: Every token draws its experts uniformly and for itself: the most weights one can read.
 UNIFORM = Routing(skew=0.0, overlap=0.0)
-#: Overlap alone that turns 4.4 times into 3.2 times the experts of one token at K = 4
-#: (128 experts, top 8): 1 + 4(1 − ρ) independent draws visit 3.2 · 8 experts.
+#: Exponent that fits the milder power law of the kernel tables.
+POWER_LAW_SKEW = 0.6
+#: Overlap that turns 4.4 times into 3.2 times the experts of one token, without skew.
 REPORTED_OVERLAP = 0.39
-#: Skew alone that brings the even kernel's time to the power law's: see
-#: `tests/test_cost_operations.py`, which derives both numbers.
-POWER_LAW_SKEW = 0.70
-#: Popularity as in the tables' milder power law, tokens of a sequence half as alike as
-#: reported (part of the reported likeness is popularity, which the skew already counts).
-TYPICAL = Routing(skew=0.35, overlap=0.20)
-#: The cheapest and the dearest routing that the reports leave possible.
-INTERVAL = (Routing(skew=POWER_LAW_SKEW, overlap=REPORTED_OVERLAP), UNIFORM)
+#: Both reports at once: part of the likeness of a sequence's tokens is popularity.
+TYPICAL = Routing(skew=POWER_LAW_SKEW, overlap=0.31)
+#: The cheapest routing that a report supports (the steepest popularity and all of the
+#: overlap) and the dearest.
+INTERVAL = (Routing(skew=1.0, overlap=REPORTED_OVERLAP), UNIFORM)
 
 
 def distinct_experts(ff: FeedForwardSpec, work: Work, routing: Routing) -> Array:
@@ -67,3 +73,18 @@ def expert_popularity(count: int, top_k: int, skew: float) -> Array:
         probability[over] = 1.0
         free &= ~over
     return probability
+
+
+def busiest_share(visited: Any, ff: FeedForwardSpec, expert_parallel: int) -> Array:
+    """Experts visited on the busiest of `expert_parallel` GPUs, which all others wait for.
+
+    Each GPU holds E/g experts, of which a share f = visited/E is visited: mean μ = f·E/g,
+    variance μ(1 − f); the largest of g such numbers lies about √(2 ln g) deviations above
+    the mean (extremes of normal variables), and at most at E/g.
+    """
+    mean = np.asarray(visited, dtype=float) / expert_parallel
+    if expert_parallel == 1:
+        return mean
+    spread = np.sqrt(np.maximum(mean * (1 - visited / ff.num_experts), 0.0))
+    busiest = mean + np.sqrt(2 * np.log(expert_parallel)) * spread
+    return np.asarray(np.minimum(busiest, ff.num_experts / expert_parallel))

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from specsim.catalogue.specs import AttentionSpec, FeedForwardSpec, LayerGroup
-from specsim.cost.experts import distinct_experts
+from specsim.cost.experts import busiest_share, distinct_experts
 from specsim.cost.work import Array, ArrayLike, Work
 from specsim.deployment import PlacedModel, kv_elements_per_gpu
 from specsim.units import dtype_bytes
@@ -222,14 +222,18 @@ def _feed_forward(
         down = ff.shared_intermediate_size / tp
         yield _gemm("shared gate_up_proj", group.count, dtype, work.tokens, h, up)
         yield _gemm("shared down_proj", group.count, dtype, work.tokens, down, h)
+    # whole experts spread over `ep` GPUs, each split over the remaining degree
+    ep = model.expert_parallel
+    split = tp / ep
     visited = distinct_experts(ff, work, model.routing)
-    expert_bytes = ff.expert_parameters(h) / tp * dtype_bytes(dtype)
-    rows = work.tokens * ff.experts_per_token
-    width = ff.intermediate_size / tp
+    busiest = busiest_share(visited, ff, ep)
+    rows = work.tokens * ff.experts_per_token * busiest / np.maximum(visited, 1e-9)
+    width = ff.intermediate_size / split
+    parameters = ff.expert_parameters(h) / split
     yield Operation(
         name="experts", kind="experts", count=group.count, dtype=dtype,
-        flops=2.0 * rows * ff.expert_parameters(h) / tp, weight_bytes=visited * expert_bytes,
+        flops=2.0 * rows * parameters, weight_bytes=busiest * parameters * dtype_bytes(dtype),
         activation_bytes=rows * (2 * h + 3 * width) * ACTIVATION_BYTES,
-        m=rows, n=round(ff.num_matrices * width), k=h, experts=ff.num_experts,
-        top_k=ff.experts_per_token,
+        m=rows, n=round(ff.num_matrices * width), k=h, experts=ff.num_experts // ep,
+        top_k=ff.experts_per_token / ep,
     )  # fmt: skip

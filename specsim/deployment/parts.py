@@ -56,14 +56,20 @@ class Routing:
 class PlacedModel:
     """A model with its dtypes and its tensor-parallel degree.
 
+    Of `tensor_parallel` GPUs, `expert_parallel` hold different whole experts (1: every
+    expert is split over all of them); their outputs meet in the all-reduce that tensor
+    parallelism needs anyway.
+
     Raises:
-        ValueError: if the degree does not divide the attention heads, or a dtype is unknown.
+        ValueError: if the degree does not divide the attention heads, `expert_parallel`
+            does not divide the degree, or a dtype is unknown.
     """
 
     spec: ModelSpec
     weights: str = "bf16"
     kv: str = "bf16"
     tensor_parallel: int = 1
+    expert_parallel: int = 1
     routing: Routing = Routing()
 
     def __post_init__(self) -> None:
@@ -71,6 +77,11 @@ class PlacedModel:
         dtype_bytes(self.kv)
         if self.tensor_parallel < 1:
             raise ValueError(f"tensor_parallel={self.tensor_parallel} < 1")
+        if self.expert_parallel < 1 or self.tensor_parallel % self.expert_parallel:
+            raise ValueError(
+                f"expert_parallel={self.expert_parallel} does not divide "
+                f"tensor_parallel={self.tensor_parallel}"
+            )
         for group in self.spec.layers:
             heads = group.attention.num_heads or group.attention.linear_value_heads
             if heads % self.tensor_parallel:

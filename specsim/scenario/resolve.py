@@ -10,6 +10,7 @@ from specsim.acceptance.chains import Iid, PerPosition
 from specsim.acceptance.conversions import law_from_figure
 from specsim.acceptance.law import Law
 from specsim.catalogue.specs import AcceptancePreset
+from specsim.cost.experts import TYPICAL
 from specsim.cost.source import CostSource
 from specsim.deployment import Deployment, Draft, PlacedModel, Routing, Tree, make_draft
 from specsim.errors import MissingDataError, ScenarioError
@@ -52,8 +53,10 @@ def resolve_deployment(scenario: Scenario) -> Deployment:
     """
     hardware, engine = scenario.hardware, scenario.engine
     target_spec = catalogue.model(scenario.target.model)
+    skew, overlap = scenario.cost.routing.skew, scenario.cost.routing.overlap
     routing = Routing(
-        skew=scenario.cost.routing.skew or 0.0, overlap=scenario.cost.routing.overlap or 0.0
+        skew=TYPICAL.skew if skew is None else skew,
+        overlap=TYPICAL.overlap if overlap is None else overlap,
     )
     try:
         target = PlacedModel(
