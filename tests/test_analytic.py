@@ -136,6 +136,11 @@ class TestGrid:
         tau = grid.acceptance_length[:, None, None]
         np.testing.assert_allclose(grid.speedup, tau * grid.step_s[0] / grid.step_s)
 
+    def test_another_law_keeps_the_costs(self) -> None:
+        grid = evaluate(deployment(), self.source, Iid(0.8), range(4), [1, 8], [100])
+        again = evaluate(deployment(), self.source, Iid(0.6), range(4), [1, 8], [100])
+        np.testing.assert_array_equal(grid.with_law(Iid(0.6)).speedup, again.speedup)
+
     def test_one_configuration_equals_the_grid(self) -> None:
         grid = evaluate(deployment(), self.source, Iid(0.8), range(1, 4), [1, 8], [100, 900])
         for i, batch in enumerate((1, 8)):

@@ -56,13 +56,14 @@ def paying(
     batch: Any, context: Any,
 ) -> npt.NDArray[np.bool_]:  # fmt: skip
     """Whether the best K beats no speculation, at each batch and context (broadcast)."""
-    baseline = decode_step(deployment.without_draft(), source, 0, batch, context).seconds
-    best = np.zeros(np.shape(baseline))
-    for k in num_draft_tokens:
-        if k >= 1:
-            step = decode_step(deployment, source, k, batch, context).seconds
-            best = np.maximum(best, law.acceptance_length(k) * baseline / step)
-    return np.asarray(best > 1)
+    ks = np.array([k for k in num_draft_tokens if k >= 1])
+    plain = decode_step(deployment.without_draft(), source, 0, batch, context).seconds
+    if not len(ks):
+        return np.zeros(np.shape(plain), dtype=bool)
+    first_axis = (-1,) + (1,) * max(np.ndim(batch), np.ndim(context))
+    step = decode_step(deployment, source, ks.reshape(first_axis), batch, context).seconds
+    tau = np.array([law.acceptance_length(int(k)) for k in ks]).reshape(first_axis)
+    return np.asarray(np.max(tau * plain / step, axis=0) > 1)
 
 
 def paying_batches(

@@ -87,7 +87,7 @@ def grid_caveats(deployment: Deployment, grid: Grid) -> Iterator[Caveat]:
     if not drafting:
         return
     best = max(drafting, key=lambda i: float(speedup[i]))
-    k, step = grid.num_draft_tokens[best], grid.steps[best]
+    k = grid.num_draft_tokens[best]
     base = float(np.max(grid.baseline.seconds))
     draft_s, verify_s = (float(grid.part(p)[best, 0, 0]) for p in ("draft", "verify"))
     overhead_s = float(grid.part("overhead")[best, 0, 0])
@@ -98,7 +98,7 @@ def grid_caveats(deployment: Deployment, grid: Grid) -> Iterator[Caveat]:
             message=f"no K beats plain decoding at batch {batch}, context {context}; the best, "
             f"K={k}, is {float(speedup[best]):.2f}x",
         )
-        passes = num_draft_passes(deployment.draft, k)
+        passes = int(num_draft_passes(deployment.draft, k))
         tau = float(grid.acceptance_length[best])
         if passes and deployment.draft.method not in PARALLEL_METHODS:
             limit = break_even_cost_ratio(tau, passes, verify_ratio=(verify_s + overhead_s) / base)
@@ -107,7 +107,7 @@ def grid_caveats(deployment: Deployment, grid: Grid) -> Iterator[Caveat]:
                 message=f"a draft pass costs {draft_s / passes / base:.3f} of a target step; it "
                 f"would have to cost under {max(limit, 0):.3f}",
             )
-    waiting = float(np.max(step.draft.latency_s))
+    waiting = float(np.broadcast_to(grid.step.draft.latency_s, grid.shape)[best, 0, 0])
     if draft_s > 0 and waiting > 0.5 * draft_s and deployment.draft.method != "ngram":
         yield Caveat(
             code="latency-bound-draft",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,21 +28,31 @@ class Grid:
     batch: Array
     context: Array
     baseline: StepTime
-    steps: tuple[StepTime, ...]
+    step: StepTime
     acceptance_length: Array  # (K,)
     acceptance_low: Array | None
     acceptance_high: Array | None
     cost_error: CostError
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """(K, batch, context)."""
+        return len(self.num_draft_tokens), len(self.batch), len(self.context)
+
+    def with_law(self, law: Law) -> Grid:
+        """The same costs with another acceptance."""
+        changes: dict[str, Any] = dict(_acceptance(law, self.num_draft_tokens))
+        return dataclasses.replace(self, **changes)
+
+    @cached_property
     def step_s(self) -> Array:
         """Seconds per step."""
-        return np.stack([self._full(step.seconds) for step in self.steps])
+        return np.broadcast_to(self.step.seconds, self.shape)
 
     @property
     def baseline_tokens_per_s(self) -> Array:
         """Tokens per second without speculation, (batch, context)."""
-        return self._full(self.batch[:, None] / self.baseline.seconds)
+        return np.broadcast_to(self.batch[:, None] / self.baseline.seconds, self.shape[1:])
 
     @property
     def tokens_per_s(self) -> Array:
@@ -54,34 +66,25 @@ class Grid:
 
     def interval(self) -> tuple[Array, Array]:
         """95 % interval of the speedup, from acceptance and cost uncertainty."""
-        low, high = [], []
-        for i, step in enumerate(self.steps):
-            bounds = speedup_interval(
-                self.speedup[i], step, self.baseline, self.cost_error,
-                tau=float(self.acceptance_length[i]),
-                tau_low=None if self.acceptance_low is None else float(self.acceptance_low[i]),
-                tau_high=None if self.acceptance_high is None else float(self.acceptance_high[i]),
-            )  # fmt: skip
-            low.append(self._full(bounds[0]))
-            high.append(self._full(bounds[1]))
-        return np.stack(low), np.stack(high)
-
-    def _full(self, value: Any) -> Array:
-        return np.broadcast_to(np.asarray(value, dtype=float), (len(self.batch), len(self.context)))
+        low, high = (
+            None if bound is None else bound[:, None, None]
+            for bound in (self.acceptance_low, self.acceptance_high)
+        )
+        return speedup_interval(
+            self.speedup, self.step, self.baseline, self.cost_error,
+            drafting=np.asarray(self.num_draft_tokens)[:, None, None] > 0,
+            tau=self.acceptance_length[:, None, None], tau_low=low, tau_high=high,
+        )  # fmt: skip
 
     def part(self, name: str) -> Array:
         """`draft`, `verify` or `overhead` seconds, (K, batch, context)."""
-        if name == "overhead":
-            return np.stack([self._full(step.overhead_s) for step in self.steps])
-        return np.stack([self._full(getattr(step, name).seconds) for step in self.steps])
+        value = self.step.overhead_s if name == "overhead" else getattr(self.step, name).seconds
+        return np.broadcast_to(value, self.shape)
 
     def verify_bound(self) -> np.ndarray[Any, np.dtype[np.object_]]:
         """What binds the verify pass: memory, compute or latency, (K, batch, context)."""
-        codes = [
-            np.broadcast_to(step.verify.bound_code, (len(self.batch), len(self.context)))
-            for step in self.steps
-        ]
-        return np.asarray(BOUNDS, dtype=object)[np.stack(codes)]
+        codes = np.broadcast_to(self.step.verify.bound_code, self.shape)
+        return np.asarray(BOUNDS, dtype=object)[codes]
 
 
 def evaluate(
@@ -90,8 +93,8 @@ def evaluate(
 ) -> Grid:  # fmt: skip
     """Every K at every batch and context.
 
-    Shapes: `batch` (B,) or scalar, `context` (L,) or scalar. Costs are computed once per
-    (K, batch, context) and broadcast lazily, acceptance once per K.
+    Shapes: `batch` (B,) or scalar, `context` (L,) or scalar. Costs broadcast lazily: what
+    does not depend on context is computed once per K and batch.
 
     Raises:
         ValueError: for K < 0, batch < 1 or context < 0.
@@ -99,18 +102,24 @@ def evaluate(
     ks = tuple(int(k) for k in num_draft_tokens)
     batches = np.atleast_1d(np.asarray(batch, dtype=float))
     contexts = np.atleast_1d(np.asarray(context, dtype=float))
-    b, c = batches[:, None], contexts[None, :]
-    steps = tuple(decode_step(deployment, source, k, b, c) for k in ks)
-    baseline = decode_step(deployment.without_draft(), source, 0, b, c)
+    k, b, c = np.asarray(ks)[:, None, None], batches[:, None], contexts[None, :]
+    return Grid(
+        num_draft_tokens=ks, batch=batches, context=contexts,
+        baseline=decode_step(deployment.without_draft(), source, 0, b, c),
+        step=decode_step(deployment, source, k, b, c),
+        cost_error=cost_error, **_acceptance(law, ks),  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def _acceptance(law: Law, ks: tuple[int, ...]) -> dict[str, Array | None]:
+    """τ at every K and the ends of its interval, None where the law has none."""
     bounds = [law.survival_interval(k) for k in ks]
     known = all(pair is not None for pair in bounds)
-    return Grid(
-        num_draft_tokens=ks, batch=batches, context=contexts, baseline=baseline, steps=steps,
-        acceptance_length=np.array([law.acceptance_length(k) for k in ks]),
-        acceptance_low=np.array([1 + p[0].sum() for p in bounds if p]) if known else None,
-        acceptance_high=np.array([1 + p[1].sum() for p in bounds if p]) if known else None,
-        cost_error=cost_error,
-    )  # fmt: skip
+    return {
+        "acceptance_length": np.array([law.acceptance_length(k) for k in ks]),
+        "acceptance_low": np.array([1 + p[0].sum() for p in bounds if p]) if known else None,
+        "acceptance_high": np.array([1 + p[1].sum() for p in bounds if p]) if known else None,
+    }
 
 
 def components(time: ForwardTime) -> dict[str, float]:

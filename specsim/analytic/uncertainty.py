@@ -37,21 +37,20 @@ EXACT = CostError(verify_ratio=0.0, draft=0.0, overhead=0.0)
 
 def speedup_interval(
     speedup: Any, step: StepTime, baseline: StepTime, error: CostError, *,
-    tau: float, tau_low: float | None, tau_high: float | None,
+    drafting: Any, tau: Any, tau_low: Any, tau_high: Any,
 ) -> tuple[Array, Array]:  # fmt: skip
     """95 % interval of S = τ·T/(D + V + O), by the delta method on log S.
 
     Independent relative errors: of V/T, D/T, the host time O (which is in T and in the
-    step) and τ, whose own interval may be lopsided. Shapes: those of `speedup`.
+    step) and τ, whose own interval (None if unknown) may be lopsided. Where `drafting`
+    is false the step is the baseline and has no interval. Shapes: those of `speedup`.
     """
     s = np.asarray(speedup, dtype=float)
     seconds, base = step.seconds, baseline.seconds
     verify = error.verify_ratio * step.verify.seconds / seconds
     draft = error.draft * step.draft.seconds / seconds
     host = error.overhead * np.abs(baseline.overhead_s / base - step.overhead_s / seconds)
-    cost = verify**2 + draft**2 + host**2
-    if float(np.max(step.draft.seconds)) == 0.0 and tau == 1.0:
-        cost = np.zeros_like(np.asarray(cost))  # K = 0 is the baseline itself
+    cost = np.where(drafting, verify**2 + draft**2 + host**2, 0.0)
     down = 0.0 if tau_low is None else np.log(tau / tau_low) / Z95
     up = 0.0 if tau_high is None else np.log(tau_high / tau) / Z95
     return (

@@ -16,47 +16,53 @@ from specsim.cost.source import ZERO, CostSource, ForwardTime, latency
 from specsim.deployment import Deployment, Draft, PlacedModel
 
 
-def num_draft_passes(draft: Draft, num_draft_tokens: int) -> int:
-    """Forward passes of the draft in one round of `num_draft_tokens` = K tokens."""
-    if num_draft_tokens == 0 or draft.method in ("none", "ngram"):
-        return 0
+def num_draft_passes(draft: Draft, num_draft_tokens: Any) -> Any:
+    """Forward passes of the draft in one round of K = `num_draft_tokens` tokens (an integer
+    or an array of them)."""
+    k = np.asarray(num_draft_tokens)
+    if draft.method in ("none", "ngram"):
+        return 0 * k
     if draft.tree is not None:
-        return draft.tree.steps
-    return 1 if draft.method == "block" else num_draft_tokens
+        return np.where(k > 0, draft.tree.steps, 0)
+    return np.minimum(k, 1) if draft.method == "block" else k
 
 
 def draft_round(
-    deployment: Deployment, source: CostSource, num_draft_tokens: int, batch: Any, context: Any
+    deployment: Deployment, source: CostSource, num_draft_tokens: Any, batch: Any, context: Any
 ) -> ForwardTime:
     """Time to draft K tokens for each of `batch` sequences of length `context`.
 
-    Shapes: broadcast of batch and context. Host time of the runtime is in
-    `step.overhead`, except where a pass waits for its launches, which counts here.
+    Shapes: broadcast of num_draft_tokens, batch and context; 0 where K = 0. Host time of
+    the runtime is in `step.overhead`, except where a pass waits for its launches, which
+    counts here.
     """
-    draft, k = deployment.draft, num_draft_tokens
-    if k == 0 or draft.method == "none":
+    draft = deployment.draft
+    k = np.asarray(num_draft_tokens)
+    drafts = np.asarray(k > 0, dtype=float)
+    if draft.method == "none" or not drafts.any():
         return ZERO
     if draft.method == "ngram":
-        return latency(deployment.runtime.ngram_s.value * np.asarray(batch, dtype=float))
+        per_sequence = deployment.runtime.ngram_s.value
+        return latency(drafts * per_sequence * np.asarray(batch, dtype=float))
     model = draft.model if draft.model is not None else deployment.target
     seen = np.asarray(context, dtype=float)
     if draft.kv_budget is not None:
         seen = np.minimum(seen, draft.kv_budget)
     first_tokens, next_tokens = _tokens_per_pass(draft, k)
-    time = _launched(deployment, model, source.forward_time(model, batch, first_tokens, seen))
-    passes = num_draft_passes(draft, k)
-    if passes > 1:
-        # the context grows by one token a pass; its mean gives the sum exactly, since
-        # every cost source is linear in context over so short a stretch
-        middle = seen + first_tokens + next_tokens * (passes - 2) / 2
-        if draft.kv_budget is not None:
-            middle = np.minimum(middle, draft.kv_budget)
-        later = _launched(deployment, model, source.forward_time(model, batch, next_tokens, middle))
-        time = time + later * (passes - 1)
-    return time
+    first: ForwardTime = _launched(deployment, model, source.forward_time(model, batch, first_tokens, seen))
+    later_passes: Array = np.maximum(num_draft_passes(draft, k) - 1, 0)
+    if not later_passes.any():
+        return first * drafts
+    # the context grows by one token a pass; its mean gives the sum exactly, since every
+    # cost source is linear in context over so short a stretch
+    middle = seen + first_tokens + next_tokens * (np.maximum(later_passes, 1) - 1) / 2
+    if draft.kv_budget is not None:
+        middle = np.minimum(middle, draft.kv_budget)
+    later = _launched(deployment, model, source.forward_time(model, batch, next_tokens, middle))
+    return first * drafts + later * later_passes
 
 
-def _tokens_per_pass(draft: Draft, k: int) -> tuple[int, int]:
+def _tokens_per_pass(draft: Draft, k: Any) -> tuple[Any, int]:
     """New tokens per sequence in the first pass and in every later one.
 
     draft-model: the cache lacks the last accepted token after a full acceptance, so the

@@ -96,7 +96,7 @@ class ForwardTime:
             latency_s=self.latency_s + other.latency_s,
         )
 
-    def __mul__(self, times: float) -> ForwardTime:
+    def __mul__(self, times: Any) -> ForwardTime:
         """The same pass `times` times."""
         return ForwardTime(
             seconds=self.seconds * times,

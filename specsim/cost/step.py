@@ -15,7 +15,7 @@ import numpy as np
 from specsim.catalogue.specs import RuntimeSpec
 from specsim.cost.drafting import draft_round
 from specsim.cost.operations import Array, Work
-from specsim.cost.source import ZERO, CostSource, ForwardTime, latency
+from specsim.cost.source import CostSource, ForwardTime, latency
 from specsim.deployment import Deployment, PlacedModel
 
 
@@ -69,41 +69,35 @@ def _engine_pass(
     return gpu_time + latency(np.maximum(0.0, launches - gpu_time.seconds))
 
 
-def overhead(runtime: RuntimeSpec, num_draft_tokens: int, batch: Any) -> Array:
+def overhead(runtime: RuntimeSpec, num_draft_tokens: Any, batch: Any) -> Array:
     """Host time of one step that no GPU work hides: once a step, per sequence, per
     verified token beyond the first of each sequence, and once a draft round."""
-    b = np.asarray(batch, dtype=float)
-    seconds = runtime.step_s.value + runtime.sequence_s.value * b
-    if num_draft_tokens:
-        seconds = seconds + runtime.token_s.value * b * num_draft_tokens
-        seconds = seconds + runtime.draft_step_s.value
-    return np.asarray(seconds)
+    k, b = np.asarray(num_draft_tokens, dtype=float), np.asarray(batch, dtype=float)
+    plain = runtime.step_s.value + runtime.sequence_s.value * b
+    drafting = runtime.draft_step_s.value * (k > 0)
+    return np.asarray(plain + runtime.token_s.value * b * k + drafting)
 
 
 def decode_step(
-    deployment: Deployment, source: CostSource, num_draft_tokens: int, batch: Any, context: Any
+    deployment: Deployment, source: CostSource, num_draft_tokens: Any, batch: Any, context: Any
 ) -> StepTime:
     """One step in which every sequence drafts K = `num_draft_tokens` tokens; K = 0 is
-    ordinary decoding without a draft. Shapes: broadcast of batch and context.
+    ordinary decoding without a draft. Shapes: broadcast of K, batch and context.
 
     Raises:
         ValueError: if K < 0, batch < 1 or context < 0.
     """
-    k = num_draft_tokens
-    if k < 0:
-        raise ValueError(f"num_draft_tokens={k} < 0")
-    draft = deployment.draft
-    if k == 0 or draft.method == "none":
-        verify = target_pass(deployment, source, batch, 1, context)
-        return StepTime(
-            draft=ZERO, verify=verify, overhead_s=overhead(deployment.runtime, 0, batch)
-        )
-    drafting = draft_round(deployment, source, k, batch, context)
+    k = np.asarray(num_draft_tokens)
+    if np.min(k) < 0:
+        raise ValueError(f"num_draft_tokens={np.min(k)} < 0")
+    if deployment.draft.method == "none":
+        k = 0 * k
     # Early exit saves nothing here: the last drafted token has not been through the exit
     # layers, so their weights are read again (LayerSkip's forward_remainder does so too).
-    verify = target_pass(deployment, source, batch, k + 1, context)
     return StepTime(
-        draft=drafting, verify=verify, overhead_s=overhead(deployment.runtime, k, batch)
+        draft=draft_round(deployment, source, k, batch, context),
+        verify=target_pass(deployment, source, batch, k + 1, context),
+        overhead_s=overhead(deployment.runtime, k, batch),
     )
 
 
