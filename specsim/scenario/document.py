@@ -20,6 +20,7 @@ from specsim.scenario.sections import (
     CostKeys,
     DraftKeys,
     Engine,
+    FaultKeys,
     Hardware,
     OperatingPoint,
     Section,
@@ -47,6 +48,7 @@ class Scenario(Section):
     slo: Slo = Slo()
     cost: CostKeys = CostKeys()
     point: OperatingPoint = OperatingPoint()
+    faults: tuple[FaultKeys, ...] = ()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     @staticmethod

@@ -94,11 +94,12 @@ class DraftKeys(Section):
 
 
 class Hardware(Section):
-    """GPUs of one replica, and how many replicas."""
+    """GPUs of one replica, how many replicas, and which of them gets a request."""
 
     gpu: str = "h100-sxm"
     tensor_parallel: Count = 1
     replicas: Count = 1
+    router: Literal["round-robin", "least-loaded", "shortest-queue", "prefix-aware"] = "round-robin"
 
 
 class AcceptanceKeys(Section):
@@ -308,14 +309,25 @@ class Engine(Section):
 
 
 class Speculation(Section):
-    """When to speculate, and how many tokens."""
+    """When to speculate, and how many tokens.
+
+    `threshold` belongs to per-request: draft while the estimated survival stays above it.
+    `candidate_steps`, `up_hysteresis` and `down_hysteresis` belong to adaptive.
+    `switch_s` is paid by a step whose K differs from the last one's (another graph).
+    """
 
     policy: Literal["off", "fixed", "batch-schedule", "goodput", "per-request", "adaptive"] = (
         "fixed"
     )
     schedule: tuple[tuple[int, int, int], ...] | None = None
     count_prefills: bool = True
-    candidate_steps: tuple[Annotated[int, Field(ge=0)], ...] = (1, 3, 7)
+    candidate_steps: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=MAX_DRAFT_TOKENS)], ...], Field(min_length=1)
+    ] = (1, 3, 7)
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    up_hysteresis: float = 0.0
+    down_hysteresis: float = -0.25
+    switch_s: Annotated[float, Field(ge=0, lt=60)] = 0.0
 
     @field_validator("policy", mode="before")
     @classmethod
@@ -334,6 +346,22 @@ class Speculation(Section):
                     f"batch_hi >= batch_lo and K in 0..{MAX_DRAFT_TOKENS}"
                 )
             previous = high
+        return self
+
+
+class FaultKeys(Section):
+    """A replica stops at `stop_s` and is back at `restart_s`; its requests start over
+    (`recompute`) or are reported failed (`fail`)."""
+
+    replica: Annotated[int, Field(ge=0)] = 0
+    stop_s: Annotated[float, Field(ge=0, lt=math.inf)]
+    restart_s: Positive
+    requests: Literal["recompute", "fail"] = "recompute"
+
+    @model_validator(mode="after")
+    def _in_order(self) -> FaultKeys:
+        if self.restart_s <= self.stop_s:
+            raise ValueError(f"restart_s={self.restart_s} is not after stop_s={self.stop_s}")
         return self
 
 

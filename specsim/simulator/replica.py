@@ -59,6 +59,7 @@ class Replica:
         self._wake: simpy.Event | None = None
         self._admitted = 0
         self._tokens_in = 0
+        self._life = 0
         self._running: dict[int, Request] = {}  # decoding, by id, in the order they joined
         self._watermark = int(limits.watermark * limits.num_blocks)
         self._overlapped = limits.overlapped and policy.kind != "off"
@@ -122,9 +123,11 @@ class Replica:
             if not (batch.count or self.waiting or self.prefilling):
                 self._wake = env.event()
                 yield self._wake
+            life = self._life
             seconds, k, chunks = self._start_step()
             yield timeout(seconds)
-            self._end_step(k, chunks, seconds)
+            if life == self._life:  # else it stopped meanwhile, and the step is lost
+                self._end_step(k, chunks, seconds)
 
     def _start_step(self) -> tuple[float, Any, list[tuple[Request, int]] | None]:
         """Decide what the next step computes and how long it takes."""
@@ -222,7 +225,8 @@ class Replica:
         lacking = count - ready
         before = self.cost.draft_s(k, lacking, context * lacking / count)
         beside = self.cost.draft_s(k, count, context)
-        self.overlap_wasted_s += before and beside * lacking / count
+        if lacking:  # what was drafted ahead for them during the last verification
+            self.overlap_wasted_s += beside * lacking / count
         return before + max(0.0, beside - target_s)
 
     def _choose_k(self) -> Any:
@@ -324,9 +328,7 @@ class Replica:
 
     # --- the end of a step --------------------------------------------------------------
 
-    def _end_step(
-        self, k: Any, chunks: list[tuple[Request, int]] | None, seconds: float
-    ) -> None:
+    def _end_step(self, k: Any, chunks: list[tuple[Request, int]] | None, seconds: float) -> None:
         """Deliver the step's tokens, free what is finished, let prompts join."""
         now = self.env.now
         step = len(self.step_end_s)
@@ -412,6 +414,7 @@ class Replica:
     def stop(self) -> list[Request]:
         """The replica dies; what it held, to be started over, in the order it came."""
         self.alive = False
+        self._life += 1
         for request in [*self._running.values(), *self.prefilling]:
             self.preempt(request)
         held = sorted(self.waiting, key=lambda request: request.id)

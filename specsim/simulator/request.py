@@ -16,9 +16,9 @@ class Request:
     """
 
     __slots__ = (
-        "arrival_s", "blocks", "context", "drafts", "emitted", "failed", "first_s", "first_step", "id",
-        "joined_step", "num_steps", "order", "output_tokens", "plan", "preemptions", "prefilled",
-        "prefix", "prompt_tokens", "replica", "runs", "segments", "shared", "slot",
+        "arrival_s", "blocks", "context", "drafts", "emitted", "failed", "first_s", "first_step",
+        "id", "joined_step", "num_steps", "order", "output_tokens", "plan", "preemptions",
+        "prefilled", "prefix", "prompt_tokens", "replica", "runs", "segments", "shared", "slot",
         "to_prefill", "traffic_class",
     )  # fmt: skip
 

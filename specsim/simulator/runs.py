@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ class RunSampler:
         key = np.random.SeedSequence(seed, spawn_key=(ACCEPTANCE,)).generate_state(2, np.uint64)
         self._bits = np.random.Philox(key=key)
         self._rng = np.random.Generator(self._bits)
-        self._state = dict(self._bits.state)
+        self._state: Any = dict(self._bits.state)
         self._counter = self._state["state"]["counter"]
 
     def runs(self, request_id: int, traffic_class: int, output_tokens: int) -> bytes:

@@ -106,7 +106,7 @@ def confident_k(
     `threshold`; a sequence that accepts everything drafts `largest`."""
     certain = np.clip(share, 1e-6, 1 - 1e-6)
     depth = np.floor(np.log(threshold) / np.log(certain))
-    return np.clip(depth, 1, largest).astype(np.int64)
+    return np.asarray(np.clip(depth, 1, largest), dtype=np.int64)
 
 
 def adapted_k(

@@ -39,6 +39,7 @@ class StepCost:
         self._largest_graph = largest
         self._launches = runtime.layer_s.value * deployment.target.spec.num_layers
         self._draft = draft
+        self._rounds: dict[int, tuple[int, int, int]] = {}  # K → tokens and number of passes
         self._ngram_s = runtime.ngram_s.value
         model = deployment.target if draft.model is None else draft.model
         self._draft_pass: ScalarPass | None = None
@@ -80,10 +81,14 @@ class StepCost:
             return 0.0
         if self._draft_pass is None:
             return self._ngram_s * batch
-        first, later = _tokens_per_pass(self._draft, k)
+        shape = self._rounds.get(k)
+        if shape is None:
+            first, later = _tokens_per_pass(self._draft, k)
+            shape = (int(first), int(later), int(num_draft_passes(self._draft, k)))
+            self._rounds[k] = shape
+        first, later, passes = shape
         seen = self._seen(context_sum / batch)
         seconds = self._one_draft_pass(batch, first, seen)
-        passes = num_draft_passes(self._draft, k)
         if passes > 1:
             middle = self._seen(seen + first + later * (passes - 2) / 2)
             seconds += (passes - 1) * self._one_draft_pass(batch, later, middle)
