@@ -22,7 +22,7 @@ from reference.policy import Policy
 from reference.sampling import Warp
 from reference.stopping import StopRule
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tiny models: a second thread only waits
 
 #: Flat enough that every branch has weight, peaked enough that p and q differ.
 FLAT = Warp(temperature=1.0)
@@ -142,3 +142,27 @@ def tables(seed: int, vocab: int, depth: int, zeros: float = 0.0) -> dict[tuple[
                 weights[generator.integers(vocab)] = 1.0
             result[prefix] = torch.tensor(weights / weights.sum(), dtype=torch.float64)
     return result
+
+
+WORDS = ("<eos>", "<unk>", *"abcdefghijklmnopqrstuvwxyz", " ", ".")
+
+
+def tiny_directory(path, vocab: Sequence[str] = WORDS, seed: int = 1):  # type: ignore[no-untyped-def]
+    """A model directory as the hub has them: config, safetensors, tokenizer, tiny."""
+    import tokenizers
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=len(vocab), hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=256,
+        initializer_range=0.5, tie_word_embeddings=True, eos_token_id=0, bos_token_id=None,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformers.LlamaForCausalLM(config).save_pretrained(path)
+    words = {word: i for i, word in enumerate(vocab)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    backend.decoder = tokenizers.decoders.Fuse()
+    backend.save(str(path / "tokenizer.json"))
+    return path

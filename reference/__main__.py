@@ -1,0 +1,5 @@
+"""`python -m reference`."""
+
+from reference.cli import main
+
+raise SystemExit(main())

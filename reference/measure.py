@@ -1,0 +1,239 @@
+"""Measuring: what every step cost and accepted, and what a forward pass costs.
+
+Step records come from speculative runs over prompts × methods × K × temperature × batch.
+Forward-pass records are timed apart from those runs, on synthetic contexts. Accepted runs
+say, for every output position, how many drafted tokens a step starting there would see
+accepted: at temperature 0 that follows from the output itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from reference.cache import KVCache, make_batch
+from reference.decode import Decoder, Request, StepResult
+from reference.draft.base import Drafter
+from reference.draft.ngram import NgramDrafter
+from reference.model import Model
+from reference.policy import fixed
+from reference.prompts import Prompt
+from reference.sampling import SeededRandomness, Warp
+from reference.stopping import StopRule
+from reference.timing import Stopwatch
+from reference.tokenizer import Tokenizer
+from specsim.records import ForwardRecord, StepRecord
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The smallest piece of a measurement: one batch of prompts under one setting.
+
+    Its records are named `<prompt>/<method>/k<K>/t<temperature>/b<batch>@<first prompt>`.
+    """
+
+    prompts: tuple[Prompt, ...]
+    method: str
+    k: int
+    temperature: float
+
+    @property
+    def name(self) -> str:
+        """Unique within a file, and the same whenever the unit is repeated."""
+        batch = f"b{len(self.prompts)}@{self.prompts[0].id}"
+        return f"{self.method}/k{self.k}/t{self.temperature:g}/{batch}"
+
+    def request_name(self, row: int) -> str:
+        """The name that a row's records carry."""
+        return f"{self.prompts[row].id}/{self.name}"
+
+
+def plan_units(
+    prompts: Sequence[Prompt],
+    methods: Sequence[str],
+    ks: Sequence[int],
+    temperatures: Sequence[float],
+    batches: Sequence[int],
+) -> list[Unit]:
+    """Every unit in a fixed order; K = 0 (autoregressive) needs no more than one method."""
+    units = []
+    for batch, temperature in itertools.product(batches, temperatures):
+        for start in range(0, len(prompts), batch):
+            group = tuple(prompts[start : start + batch])
+            for k in ks:
+                units += [
+                    Unit(group, method if k else "none", k, temperature)
+                    for method in (methods if k else methods[:1])
+                ]
+    return units
+
+
+def run_unit(
+    unit: Unit,
+    target: Model,
+    drafter: Drafter,
+    tokenizer: Tokenizer,
+    *,
+    new: int,
+    capacity: int,
+    seed: int,
+) -> Iterator[StepRecord]:
+    """Step records of one unit, as the steps happen. Prompt steps are left out."""
+    decoder = Decoder(
+        target, drafter, warp=Warp(temperature=unit.temperature), policy=fixed(unit.k),
+        rows=len(unit.prompts), capacity=capacity, with_overlap=True,
+    )  # fmt: skip
+    requests = [
+        Request(
+            unit.request_name(row),
+            tokenizer.chat(prompt.text),
+            new,
+            SeededRandomness(seed, row),
+            StopRule(tokenizer.eos),
+        )
+        for row, prompt in enumerate(unit.prompts)
+    ]
+    domain = {unit.request_name(row): prompt.domain for row, prompt in enumerate(unit.prompts)}
+    counts = dict.fromkeys(domain, 0)
+    for step in decoder.run(requests):
+        if not step.mixed:
+            name = step.request.name
+            yield step_record(step, counts[name], unit, domain[name])
+            counts[name] += 1
+
+
+def step_record(step: StepResult, index: int, unit: Unit, domain: str) -> StepRecord:
+    """A `StepResult` in the shared schema."""
+    return StepRecord(
+        request=step.request.name,
+        step=index,
+        position=step.position,
+        batch=step.batch,
+        context=step.context,
+        num_draft_tokens=step.num_draft_tokens,
+        num_drafted=step.num_drafted,
+        num_accepted=step.num_accepted,
+        draft_s=step.seconds.get("draft", 0.0),
+        verify_s=step.seconds["verify"],
+        sample_s=step.seconds["sample"],
+        host_s=step.seconds["host"],
+        overlap=step.overlap,
+        method=unit.method,
+        domain=domain,
+        temperature=unit.temperature,
+    )
+
+
+def ngram_runs(
+    prompt: Prompt, tokens: Sequence[int], prompt_length: int, k: int
+) -> Iterator[StepRecord]:
+    """For every output position of a greedy output: how many n-gram drafts it accepts.
+
+    Args:
+        tokens: prompt and greedy output; position i drafts from all tokens before it.
+    """
+    row = Request(prompt.id, tokens[:prompt_length], max(1, len(tokens) - prompt_length))
+    drafter = NgramDrafter()
+    for position in range(len(tokens) - prompt_length):
+        at = prompt_length + position
+        row.tokens = list(tokens[:at])
+        draft = drafter.propose([row], [(1,) * k], Warp())[0].tokens
+        yield _run_record(prompt, "ngram", k, position, at, draft, tokens[at:])
+
+
+@torch.inference_mode()
+def early_exit_runs(
+    prompt: Prompt, target: Model, num_layers: int, tokens: Sequence[int], prompt_length: int, k: int
+) -> Iterator[StepRecord]:
+    """The same for early exit, from one pass: while a draft is right, its prefix is the
+    output itself, so the early layers' argmax after every output prefix says it all."""
+    length = len(tokens) - prompt_length
+    cache = target.new_cache(1, len(tokens), num_layers)
+    context = make_batch([list(tokens)], cache)
+    index = torch.arange(prompt_length - 1, len(tokens) - 1, device=target.device)
+    best = target(context, cache, select=index, num_layers=num_layers).logits.argmax(-1).tolist()
+    for position in range(length):
+        at = prompt_length + position
+        draft = best[position : position + k]
+        name = f"early-exit:{num_layers}"
+        yield _run_record(prompt, name, k, position, at, draft, tokens[at:])
+
+
+def _run_record(
+    prompt: Prompt,
+    method: str,
+    k: int,
+    position: int,
+    context: int,
+    draft: Sequence[int],
+    following: Sequence[int],
+) -> StepRecord:
+    draft = draft[: len(following)]  # beyond the end of the output nothing is known
+    accepted = 0
+    for drafted, actual in zip(draft, following, strict=False):
+        if drafted != actual:
+            break
+        accepted += 1
+    return StepRecord(
+        request=f"{prompt.id}/{method}/k{k}/t0/every-position", step=position, position=position,
+        batch=1, context=context, num_draft_tokens=k,
+        num_drafted=len(draft), num_accepted=accepted,
+        draft_s=0.0, verify_s=0.0, sample_s=0.0, host_s=0.0,
+        method=method, domain=prompt.domain, temperature=0.0,
+    )  # fmt: skip
+
+
+def greedy_output(
+    target: Model, prompt_ids: Sequence[int], new: int, capacity: int, eos: frozenset[int]
+) -> list[int]:
+    """Prompt and greedy output, autoregressively."""
+    decoder = Decoder(target, capacity=capacity)
+    request = Request("greedy", prompt_ids, new, stop=StopRule(eos))
+    for _ in decoder.run([request]):
+        pass
+    return request.tokens
+
+
+@torch.inference_mode()
+def time_forward(
+    model: Callable[..., object],
+    cache: KVCache,
+    name: str,
+    batch: int,
+    new_tokens: int,
+    context: int,
+    *,
+    repeats: int,
+    num_layers: int | None = None,
+) -> ForwardRecord:
+    """T(batch, new tokens, context): median and interquartile range of `repeats` passes.
+
+    The context's keys and values are whatever the cache holds: their values do not change
+    the time. Making the batch is host work of the decoder and not part of the pass.
+    """
+    seconds = []
+    for repeat in range(repeats + 2):
+        cache.lengths[:batch] = [context] * batch
+        packed = make_batch([[1] * new_tokens] * batch, cache)
+        watch = Stopwatch(cache.device)
+        model(packed, cache, num_layers=num_layers)
+        watch.lap("pass")
+        if repeat >= 2:  # the first two pay for caches and lazy initialisation
+            seconds.append(watch.laps()["pass"])
+    low, middle, high = quartiles(seconds)
+    return ForwardRecord(
+        model=name, batch=batch, new_tokens=new_tokens, context=context, seconds=middle,
+        repeats=repeats, spread_s=high - low,
+    )  # fmt: skip
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """First quartile, median, third quartile; a single value is all three."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
