@@ -38,6 +38,9 @@ def test_ratios_prefer_the_exact_shape_and_say_when_there_is_none() -> None:
     between, label = ratios.at((16, 16), 5.0)  # half way: the geometric mean
     assert float(between) == pytest.approx(2.0)
     assert label.startswith("scaled from")
+    nearer, label = ratios.at((25, 25), 5.0)
+    assert 3.0 < float(nearer) < 4.0
+    assert label == "scaled from 32×32 and its like"
 
 
 def test_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from specsim.catalogue import loader
 from specsim.catalogue.specs import GpuSpec
 from specsim.cost.experts import TYPICAL, UNIFORM, expert_popularity
-from specsim.cost.kernels import tables
+from specsim.cost.kernels import Kernels, tables
 from specsim.cost.kernels.operations import (
     all_reduce_operation,
     attention_operation,
@@ -32,8 +32,10 @@ from specsim.cost.kernels.operations import (
     gemm_operation,
     held_out,
 )
+from specsim.cost.kernels.ratios import build
 from specsim.cost.operations import Operation
 from specsim.cost.roofline import Roofline
+from specsim.deployment import PlacedModel
 from specsim.errors import MissingDataError
 from validation.fit_constants import BIG, CHIPS, PATH, datasheet, predicted_constants
 from validation.rows import Row, absolute_errors, bounds, missed, statistic, summary
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BANDS = ((1, 16), (17, 64), (65, 256), (257, 512))
+#: Models whose passes are composed, with their parallel degree.
+COMPOSED = (("llama-3.1-8b", 1), ("llama-3.1-70b", 4), ("qwen3-30b-a3b", 1))
 SOURCE = "aiconfigurator-core 0.12.0, {engine} {version}"
 
 
@@ -58,7 +62,16 @@ def rows() -> list[Row]:
 def gpu_rows(gpu: GpuSpec) -> list[Row]:
     """All comparisons of one GPU."""
     result: list[Row] = []
-    for part in (_gemm, _narrow, _other_engines, _attention, _experts, _links):
+    for part in (
+        _gemm,
+        _narrow,
+        _other_engines,
+        _attention,
+        _experts,
+        _links,
+        _interpolation,
+        _composed,
+    ):
         try:
             result += part(gpu)
         except MissingDataError:
@@ -199,6 +212,41 @@ def _visited(table: pd.DataFrame, skew: float) -> Any:
         tokens = table["tokens"].to_numpy(dtype=float)[rows]
         visited[rows] = np.sum(1 - (1 - popularity) ** tokens[:, None], axis=1)
     return visited
+
+
+def _interpolation(gpu: GpuSpec) -> Iterator[Row]:
+    """The kernel source itself: each big shape predicted from the other shapes."""
+    table = tables.gemm(gpu.name, "bf16")
+    table = table[table["m"] <= BANDS[-1][1]]
+    roofline = Roofline(gpu=gpu, warm=True).operation_time(gemm_operation(table, "bf16")).seconds
+    table = table.assign(roofline=roofline)
+    log_ratio = np.log(table["seconds"].to_numpy() / roofline)
+    ratios = build(table, log_ratio, ("n", "k"), "m")
+    found: list[float] = []
+    for (n, k), shape in table.groupby(["n", "k"]):
+        if n * k < BIG:
+            continue
+        ratio, _ = ratios.without((n, k)).at((n, k), shape["m"].to_numpy(dtype=float))
+        found += absolute_errors(shape["roofline"] * ratio, shape["seconds"]).tolist()
+    yield statistic(
+        f"{gpu.name} kernels: bf16 gemm median, each shape from the others", np.median(found),
+        provenance=_source(gpu, "gemm", "gemm_perf", "vllm"),
+    )  # fmt: skip
+
+
+def _composed(gpu: GpuSpec) -> Iterator[Row]:
+    """Whole decode and verify passes: the roofline's against those composed of kernels."""
+    measured, modelled = Kernels(gpu=gpu), Roofline(gpu=gpu)
+    batch, context = np.array([1, 4, 16, 64])[:, None], np.array([512, 2048, 8192])[None, :]
+    for name, degree in COMPOSED:
+        model = PlacedModel(spec=loader.model(name), tensor_parallel=degree)
+        for new, label in ((1, "decode"), (5, "verify, K = 4")):
+            slow = measured.forward_time(model, batch, new, context).seconds
+            fast = modelled.forward_time(model, batch, new, context).seconds
+            yield statistic(
+                f"{gpu.name} {name} ×{degree} {label}: roofline against kernels, median",
+                np.median(absolute_errors(fast, slow)), provenance=measured.name,
+            )  # fmt: skip
 
 
 def _links(gpu: GpuSpec) -> Iterator[Row]:

@@ -90,6 +90,16 @@ class Ratios:
         )
         return np.exp(np.asarray(mean)), f"scaled from {self.labels[nearest[0]]} and its like"
 
+    def without(self, shape: Sequence[float]) -> Ratios:
+        """The same without one shape: what it would be if that had not been measured."""
+        keep = np.max(np.abs(self.shapes - np.log2(np.asarray(shape, dtype=float))), axis=1) > SAME
+        chosen = np.flatnonzero(keep)
+        return Ratios(
+            self.shapes[keep],
+            tuple(self.grids[i] for i in chosen),
+            tuple(self.labels[i] for i in chosen),
+        )
+
 
 def build(
     table: pd.DataFrame, log_ratio: Array, shape: Sequence[str], row: str, column: str | None = None
