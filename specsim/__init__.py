@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from specsim.catalogue import model as model
     from specsim.catalogue import runtime as runtime
     from specsim.scenario import Scenario as Scenario
+    from specsim.simulator.run import simulate as simulate
 
 #: Public name → the module that defines it.
 _EXPORTS = {
@@ -28,6 +29,7 @@ _EXPORTS = {
     "predict": "specsim.analytic",
     "Prediction": "specsim.analytic",
     "Scenario": "specsim.scenario",
+    "simulate": "specsim.simulator.run",
 }
 _MODULES = ("acceptance", "deployment", "errors", "plots", "records", "units")
 
@@ -44,6 +46,7 @@ __all__ = [
     "predict",
     "records",
     "runtime",
+    "simulate",
     "units",
 ]
 

@@ -168,3 +168,45 @@ def save(figure: Figure, path: Path) -> None:
     finally:
         temporary.unlink(missing_ok=True)
         plt.close(figure)
+
+
+def simulation_latency(latencies: Mapping[str, Any], ax: Axes | None = None) -> Axes:
+    """Share of requests served within a time, for each kind of latency (seconds)."""
+    ax = _axes(ax)
+    for (label, values), colour, dash in zip(
+        latencies.items(), (BLUE, ORANGE, GREEN, PURPLE), ("-", "--", ":", "-."), strict=False
+    ):
+        finite = np.sort(np.asarray(values, dtype=float))
+        finite = finite[np.isfinite(finite) & (finite > 0)]
+        if len(finite):
+            share = np.arange(1, len(finite) + 1) / len(finite)
+            ax.step(finite, share, where="post", label=label, color=colour, linestyle=dash)
+    ax.set(xscale="log", xlabel="seconds", ylabel="share of requests", ylim=(0, 1.02))
+    ax.legend(frameon=False, fontsize=8)
+    return ax
+
+
+def simulation_shares(utilisation: Mapping[str, float], ax: Axes | None = None) -> Axes:
+    """Where a replica's time goes, as one bar of shares that sum to 1."""
+    ax = _axes(ax)
+    left = 0.0
+    colours = (ORANGE, BLUE, GREEN, GREY, "#DDDDDD")
+    for (label, share), colour in zip(utilisation.items(), colours, strict=True):
+        ax.barh([0], [share], left=[left], height=0.4, color=colour, label=f"{label} {share:.0%}")
+        left += share
+    ax.set(xlabel="share of time", xlim=(0, 1), ylim=(-0.4, 1.0), yticks=[])
+    ax.legend(frameon=False, fontsize=8, ncols=3, loc="upper center")
+    return ax
+
+
+def simulation_figure(
+    latencies: Mapping[str, Any], utilisation: Mapping[str, float], title: str = ""
+) -> Figure:
+    """The figure of `specsim simulate`: latencies, and where the time goes."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.8), layout="constrained")
+        simulation_latency(latencies, axes[0])
+        simulation_shares(utilisation, axes[1])
+        if title:
+            figure.suptitle(title)
+    return figure

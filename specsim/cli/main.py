@@ -21,6 +21,9 @@ from specsim.errors import SpecsimError
 #: `command` of `specsim.cli.x`.
 COMMANDS = {
     "predict": "What speculation does for one deployment, over K: the closed form.",
+    "simulate": "A service with queues, batches and tails: discrete-event simulation.",
+    "fit": "Logs, metrics, bench files or records become a calibration file.",
+    "export": "A scenario becomes the flags or configuration of an engine.",
     "catalogue": "Models, GPUs, runtimes and acceptance figures that are known, with sources.",
     "audit": "The claims of the article that specsim began with, checked.",
 }

@@ -140,11 +140,21 @@ class Result:
         """Write `requests` as Parquet."""
         self.requests.to_parquet(path, index=False)
 
-    def plot(self, ax: Any = None) -> Any:
-        """Latency over the run: each request's end-to-end time and TTFT by arrival."""
-        from specsim.plots import simulation
+    @property
+    def latencies(self) -> dict[str, Array]:
+        """Kind of latency → seconds of each request, as figures take them."""
+        served = self.served
+        return {
+            "time to first token": ttft(served),
+            "time per output token": tpot(served),
+            "end to end": e2e(served),
+        }
 
-        return simulation(self.requests, ax=ax)
+    def plot(self, ax: Any = None) -> Any:
+        """Share of requests served within a time; matplotlib axes."""
+        from specsim.plots import simulation_latency
+
+        return simulation_latency(self.latencies, ax=ax)
 
     def _repr_html_(self) -> str:
         import html

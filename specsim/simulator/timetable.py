@@ -125,14 +125,24 @@ class Timetable:
             if first < stop:
                 self._growth[at + first : at + stop : size] += sign
             return
-        tokens = np.frombuffer(request.plan, dtype=np.uint8).astype(np.int64)
-        self._emitted[at + start : at + stop] += sign * tokens[start:stop]
-        needed = np.empty(stop + 1, dtype=np.int64)
-        needed[0] = request.blocks
-        context = request.context + np.cumsum(tokens[:stop]) - tokens[:stop]
-        needed[1:] = -(-(context + self.num_draft_tokens + 1) // size)
-        np.maximum(needed[1:], request.blocks, out=needed[1:])
-        self._growth[at + start : at + stop] += sign * np.diff(needed)[start:]
+        tokens = np.frombuffer(request.plan, dtype=np.uint8)
+        before = tokens.cumsum(dtype=np.int64)
+        before -= tokens
+        # ceil((context + K + 1) / size) blocks before each step, over those it came with
+        before += request.context + self.num_draft_tokens + size
+        before //= size
+        growth = self._growth[at + start : at + stop]
+        held = int(before[start - 1]) if start else request.blocks
+        if sign > 0:
+            self._emitted[at + start : at + stop] += tokens[start:stop]
+            growth += before[start:stop]
+            growth[0] -= held
+            growth[1:] -= before[start : stop - 1]
+        else:
+            self._emitted[at + start : at + stop] -= tokens[start:stop]
+            growth -= before[start:stop]
+            growth[0] += held
+            growth[1:] += before[start : stop - 1]
 
     def _reserve(self, steps: int) -> None:
         """Room for `steps` more steps: drop the past, and grow if that is not enough."""
