@@ -1,5 +1,6 @@
 """How many drafted tokens survive: laws for chains and trees, and conversions."""
 
+from specsim.acceptance.calibrated import Calibrated
 from specsim.acceptance.chains import Iid, PerPosition, Proposing
 from specsim.acceptance.conversions import (
     FIGURES,
@@ -12,6 +13,7 @@ from specsim.acceptance.conversions import (
 )
 from specsim.acceptance.correlated import BetaRequests, Markov, Mixture
 from specsim.acceptance.empirical import Empirical, load_runs
+from specsim.acceptance.hidden import HiddenChain
 from specsim.acceptance.law import MAX_RUN, Law, replay
 from specsim.acceptance.trees import (
     TreeShape,
@@ -26,7 +28,9 @@ __all__ = [
     "FIGURES",
     "MAX_RUN",
     "BetaRequests",
+    "Calibrated",
     "Empirical",
+    "HiddenChain",
     "Iid",
     "Law",
     "Markov",

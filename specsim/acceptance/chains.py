@@ -143,6 +143,7 @@ class Proposing(Law):
 
     accepted: Iid | PerPosition
     drafted_pmf: tuple[float, ...]
+    knows_drafted = True
 
     def __post_init__(self) -> None:
         for d, p in enumerate(self.drafted_pmf):

@@ -57,6 +57,11 @@ class Mixture(Law):
         known = [law.measured_to for _, law in self.parts if law.measured_to is not None]
         return min(known, default=None)
 
+    @property
+    def knows_drafted(self) -> bool:  # type: ignore[override]
+        """Whether any part knows how often its drafter proposes."""
+        return any(law.knows_drafted for _, law in self.parts)
+
     def components(self) -> Sequence[tuple[float, Law]]:
         """Parts of parts, flattened."""
         return tuple(

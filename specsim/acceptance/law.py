@@ -39,6 +39,8 @@ class Law(ABC):
 
     #: Largest K that the figures behind the law were measured for; None if a model.
     measured_to: int | None = None
+    #: Whether `expected_drafted` is part of the law; otherwise every step drafts K tokens.
+    knows_drafted: bool = False
 
     @abstractmethod
     def survival(self, num_draft_tokens: int) -> Array:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from specsim.acceptance.law import Array, Law
+from specsim.analytic.drafted import drafted_tokens
 from specsim.analytic.formulas import acceptance_length, paying_ranges
 from specsim.cost.source import CostSource
 from specsim.cost.step import decode_step
@@ -61,7 +62,8 @@ def paying(
     if not len(ks):
         return np.zeros(np.shape(plain), dtype=bool)
     first_axis = (-1,) + (1,) * max(np.ndim(batch), np.ndim(context))
-    step = decode_step(deployment, source, ks.reshape(first_axis), batch, context).seconds
+    drafted = drafted_tokens(deployment.draft, law, ks).reshape(first_axis)
+    step = decode_step(deployment, source, ks.reshape(first_axis), batch, context, drafted).seconds
     tau = np.array([law.acceptance_length(int(k)) for k in ks]).reshape(first_axis)
     return np.asarray(np.max(tau * plain / step, axis=0) > 1)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from specsim.acceptance.law import Array, Law
+from specsim.analytic.drafted import drafted_tokens
 from specsim.analytic.uncertainty import COST_ERROR, CostError, speedup_interval
 from specsim.cost.source import BOUNDS, CostSource, ForwardTime
 from specsim.cost.step import StepTime, decode_step
@@ -24,7 +25,10 @@ class Grid:
     `tokens_per_s` counts all sequences of the batch.
     """
 
+    deployment: Deployment
+    source: CostSource
     num_draft_tokens: tuple[int, ...]
+    drafted: Array  # (K,) tokens really proposed
     batch: Array
     context: Array
     baseline: StepTime
@@ -40,7 +44,14 @@ class Grid:
         return len(self.num_draft_tokens), len(self.batch), len(self.context)
 
     def with_law(self, law: Law) -> Grid:
-        """The same costs with another acceptance."""
+        """The same with another acceptance; costs are computed anew only if the law changes
+        how many tokens are drafted."""
+        drafted = drafted_tokens(self.deployment.draft, law, self.num_draft_tokens)
+        if not np.array_equal(drafted, self.drafted):
+            return evaluate(
+                self.deployment, self.source, law, self.num_draft_tokens, self.batch,
+                self.context, self.cost_error,
+            )  # fmt: skip
         changes: dict[str, Any] = dict(_acceptance(law, self.num_draft_tokens))
         return dataclasses.replace(self, **changes)
 
@@ -103,10 +114,12 @@ def evaluate(
     batches = np.atleast_1d(np.asarray(batch, dtype=float))
     contexts = np.atleast_1d(np.asarray(context, dtype=float))
     k, b, c = np.asarray(ks)[:, None, None], batches[:, None], contexts[None, :]
+    drafted = drafted_tokens(deployment.draft, law, ks)
     return Grid(
+        deployment=deployment, source=source, drafted=drafted,
         num_draft_tokens=ks, batch=batches, context=contexts,
         baseline=decode_step(deployment.without_draft(), source, 0, b, c),
-        step=decode_step(deployment, source, k, b, c),
+        step=decode_step(deployment, source, k, b, c, drafted[:, None, None]),
         cost_error=cost_error, **_acceptance(law, ks),  # type: ignore[arg-type]
     )  # fmt: skip
 

@@ -79,10 +79,14 @@ def overhead(runtime: RuntimeSpec, num_draft_tokens: Any, batch: Any) -> Array:
 
 
 def decode_step(
-    deployment: Deployment, source: CostSource, num_draft_tokens: Any, batch: Any, context: Any
-) -> StepTime:
+    deployment: Deployment, source: CostSource, num_draft_tokens: Any, batch: Any, context: Any,
+    drafted: Any = None,
+) -> StepTime:  # fmt: skip
     """One step in which every sequence drafts K = `num_draft_tokens` tokens; K = 0 is
-    ordinary decoding without a draft. Shapes: broadcast of K, batch and context.
+    ordinary decoding without a draft. Shapes: broadcast of K, batch, context and drafted.
+
+    `drafted` is the mean number of tokens that are proposed, where that is fewer than K
+    (n-gram look-up without a match): only those are verified.
 
     Raises:
         ValueError: if K < 0, batch < 1 or context < 0.
@@ -92,12 +96,13 @@ def decode_step(
         raise ValueError(f"num_draft_tokens={np.min(k)} < 0")
     if deployment.draft.method == "none":
         k = 0 * k
+    verified = k if drafted is None else np.minimum(drafted, k)
     # Early exit saves nothing here: the last drafted token has not been through the exit
     # layers, so their weights are read again (LayerSkip's forward_remainder does so too).
     return StepTime(
         draft=draft_round(deployment, source, k, batch, context),
-        verify=target_pass(deployment, source, batch, k + 1, context),
-        overhead_s=overhead(deployment.runtime, k, batch),
+        verify=target_pass(deployment, source, batch, verified + 1, context),
+        overhead_s=overhead(deployment.runtime, verified, batch),
     )
 
 
