@@ -15,9 +15,10 @@ import specsim.catalogue
 from specsim.catalogue import GpuSpec, loader
 from specsim.cost.kernels import tables
 from specsim.cost.operations import Operation, Work
+from specsim.cost.provenance import cost_warnings
 from specsim.cost.roofline import Roofline, compute_dtype, ridge_tokens
 from specsim.cost.source import BOUNDS, OperationTime, smooth_maximum
-from specsim.deployment import PlacedModel
+from specsim.deployment import NO_DRAFT, Deployment, PlacedModel
 
 H100 = loader.gpu("h100")
 LLAMA = PlacedModel(spec=loader.model("llama-3.1-8b"))
@@ -238,3 +239,20 @@ def test_products_keep_their_bar_on_held_out_shapes(name: str) -> None:
     assert big["error"].median() <= limit["gemm_median"][name]
     assert big["error"].quantile(0.9) <= limit["gemm_p90"]
     assert table["error"].median() <= limit["gemm_all_shapes"]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "runtime", "codes"),
+    [
+        ("h100", "vllm", []),
+        ("h100", "ideal", []),
+        ("a100", "vllm", ["runtime-extrapolated"]),
+        ("h100", "trtllm", ["runtime-unmeasured"]),
+        ("t4", "vllm", ["unmeasured-gpu", "runtime-extrapolated"]),
+    ],
+)
+def test_predictions_say_what_was_not_measured(gpu: str, runtime: str, codes: list[str]) -> None:
+    deployment = Deployment(
+        target=LLAMA, draft=NO_DRAFT, gpu=loader.gpu(gpu), runtime=loader.runtime(runtime)
+    )
+    assert [code for code, _ in cost_warnings(deployment)] == codes

@@ -85,6 +85,7 @@ _RUNTIME_KEYS = {
     "max_graph_tokens": int,
     "overlaps_scheduling": bool,
     "gpu_memory_utilization": (int, float),
+    "measured_on": list,
     "source": str,
     **{f"{name}_us": list for name in _RUNTIME_CONSTANTS},
     **{f"{name}_source": str for name in _RUNTIME_CONSTANTS},
@@ -210,7 +211,9 @@ def runtime_from_row(name: str, row: Row) -> RuntimeSpec:
         raise ConfigError(
             f"{where}: gpu_memory_utilization = {utilization}: expected more than 0, at most 1"
         )
-    estimates = {f"{key}_s": _estimate(where, row, key) for key in _RUNTIME_CONSTANTS}
+    estimates: dict[str, Any] = {
+        f"{key}_s": _estimate(where, row, key) for key in _RUNTIME_CONSTANTS
+    }
     return RuntimeSpec(
         name=name,
         version=row["version"],
@@ -219,6 +222,7 @@ def runtime_from_row(name: str, row: Row) -> RuntimeSpec:
         max_graph_tokens=row.get("max_graph_tokens", max(sizes, default=0)),
         overlaps_scheduling=row.get("overlaps_scheduling", False),
         gpu_memory_utilization=float(utilization),
+        measured_on=tuple(row.get("measured_on", ())),
         source=row["source"],
         **estimates,
     )

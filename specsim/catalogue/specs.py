@@ -145,6 +145,7 @@ class RuntimeSpec:
     max_graph_tokens: int = 0
     overlaps_scheduling: bool = False
     gpu_memory_utilization: float = 0.9
+    measured_on: tuple[str, ...] = ()  # GPUs that the constants were read off
     source: str = ""
 
 

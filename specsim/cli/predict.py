@@ -301,15 +301,39 @@ def print_explanation(prediction: Any) -> None:
     deployment, grid = prediction.deployment, prediction.grid
     work = Work.uniform(grid.batch[0], k + 1, grid.context[0])
     print(f"\nOne verify pass of {k + 1} tokens a sequence, per GPU:")
+    times = prediction.source.explain(deployment.target, work)
+    beside = _other_source(prediction, work)
     rows = []
-    for time in prediction.source.explain(deployment.target, work):
+    for index, time in enumerate(times):
         op = time.operation
-        rows.append([
+        row = [
             op.name, str(op.count), human_bytes(float(op.count * op.num_bytes)),
             f"{float(op.count * op.flops) / 1e9:.2f}", human_seconds(float(time.seconds)),
             time.bound,
-        ])  # fmt: skip
-    print_table(["operation", "count", "bytes", "GFLOP", "time", "bound"], rows)
+        ]  # fmt: skip
+        if beside is not None:
+            row.append(human_seconds(float(beside[1][index].seconds)))
+        rows.append(row)
+    header = ["operation", "count", "bytes", "GFLOP", "time", "bound"]
+    print_table(header if beside is None else [*header, beside[0]], rows)
+
+
+def _other_source(prediction: Any, work: Any) -> tuple[str, Any] | None:
+    """The same operations by the other cost source: kernels beside the roofline, and the
+    reverse; None where the GPU has no tables or they are not installed."""
+    from specsim.cost.kernels import Kernels
+    from specsim.cost.roofline import Roofline
+    from specsim.errors import MissingDataError
+
+    deployment = prediction.deployment
+    if isinstance(prediction.source, Kernels):
+        return "roofline", Roofline(gpu=deployment.gpu).explain(deployment.target, work)
+    if not isinstance(prediction.source, Roofline):
+        return None
+    try:
+        return "kernels", Kernels(gpu=deployment.gpu).explain(deployment.target, work)
+    except MissingDataError:
+        return None
 
 
 def _plot(path: Path, title: str, result: dict[str, Any], prediction: Any) -> None:
