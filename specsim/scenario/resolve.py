@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from specsim import catalogue
 from specsim.acceptance.chains import Iid, PerPosition
 from specsim.acceptance.conversions import law_from_figure
 from specsim.acceptance.law import Law
-from specsim.catalogue.specs import AcceptancePreset
+from specsim.catalogue.specs import AcceptancePreset, RuntimeSpec
 from specsim.cost.experts import TYPICAL
 from specsim.cost.source import CostSource
 from specsim.deployment import Deployment, Draft, PlacedModel, Routing, Tree, make_draft
-from specsim.errors import MissingDataError, ScenarioError
+from specsim.errors import CalibrationError, ScenarioError
 from specsim.scenario.document import Scenario
 from specsim.scenario.sections import AcceptanceKeys, DraftKeys
 
@@ -69,7 +72,7 @@ def resolve_deployment(scenario: Scenario) -> Deployment:
         target=target,
         draft=_resolve_draft(scenario.draft, target),
         gpu=catalogue.gpu(hardware.gpu),
-        runtime=catalogue.runtime(engine.runtime),
+        runtime=calibrated_runtime(scenario, catalogue.runtime(engine.runtime)),
         gpu_memory_utilization=engine.gpu_memory_utilization,
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=engine.max_num_batched_tokens,
@@ -100,7 +103,7 @@ def resolve_acceptance(keys: AcceptanceKeys, draft: DraftKeys) -> tuple[Law, str
     if not keys.given:
         raise ScenarioError(
             "acceptance: expected one of alpha, conditional, survival, acceptance_length, "
-            "draft_acceptance_rate, preset, calibration, trace, mixture, beta, markov"
+            "draft_acceptance_rate, preset, calibration, trace, mixture, beta, markov, chain"
         )
     kind = keys.given[0]
     try:
@@ -119,7 +122,7 @@ def _law(kind: str, keys: AcceptanceKeys, draft: DraftKeys) -> tuple[Law, str]:
 
         return load_runs(value, keys.trace_drafter), f"recorded runs of {value}"
     if kind == "calibration":
-        raise MissingDataError(f"acceptance.calibration = {value!r}: not supported yet")
+        return law_of_calibration(value, draft)
     if kind == "mixture":
         from specsim.acceptance.correlated import Mixture
 
@@ -134,6 +137,10 @@ def _law(kind: str, keys: AcceptanceKeys, draft: DraftKeys) -> tuple[Law, str]:
         from specsim.acceptance.correlated import Markov
 
         return Markov(**value.model_dump()), "two-state Markov chain, as given"
+    if kind == "chain":
+        from specsim.acceptance.hidden import HiddenChain
+
+        return HiddenChain(**value.model_dump()), "hidden chain, as given"
     values = value if isinstance(value, tuple) else (value,)
     law = law_from_figure(
         kind, values, at_num_draft_tokens=keys.at_k, standard_error=keys.standard_error
@@ -152,6 +159,50 @@ def _in_tree(law: Law, draft: DraftKeys) -> Law:
 
     tree = draft.tree
     return tree_law(law.alpha, steps=tree.steps, topk=tree.topk, nodes=tree.nodes)
+
+
+def law_of_calibration(path: str, draft: DraftKeys) -> tuple[Law, str]:
+    """The law of a calibration file with its errors and its measured range.
+
+    Raises:
+        CalibrationError: if the file is not valid, or holds no acceptance.
+    """
+    from specsim.acceptance.calibrated import Calibrated
+    from specsim.calibration import load
+
+    calibration = load(path)
+    fit = calibration.acceptance
+    if fit is None:
+        raise CalibrationError(
+            f"{path}: holds no acceptance, only costs; fit a log or bench file that has some"
+        )
+    inner = law_of_keys(*fit.source, draft, where=f"{path}: acceptance")
+    measured = calibration.range.num_draft_tokens
+    law = Calibrated(
+        inner, length_errors=fit.length_errors,
+        measured_to=None if measured is None else max(1, int(measured[1])),
+    )  # fmt: skip
+    tokens = "" if fit.num_tokens is None else f", {fit.num_tokens:,} tokens"
+    made_of = ", ".join(dict.fromkeys(s.format for s in calibration.sources))
+    return law, f"calibration {path} ({fit.law}{tokens}{'; ' + made_of if made_of else ''})"
+
+
+def law_of_keys(key: str, value: Any, draft: DraftKeys, where: str = "acceptance") -> Law:
+    """The law of one key of a calibration's acceptance section.
+
+    Raises:
+        CalibrationError: naming the key, and what was expected.
+    """
+    try:
+        keys = AcceptanceKeys.model_validate({key: value})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise CalibrationError(f"{where}.{place}: {first['msg']}") from None
+    try:
+        return _law(key, keys, draft)[0]
+    except ValueError as error:
+        raise CalibrationError(f"{where}.{key}: {error}") from None
 
 
 def law_of_preset(preset: AcceptancePreset) -> Law:
@@ -192,4 +243,26 @@ def resolve_cost_source(scenario: Scenario, deployment: Deployment) -> CostSourc
         from specsim.cost.kernels import Kernels
 
         return Kernels(gpu=deployment.gpu)
-    raise ScenarioError(f"cost.source = {name!r}: expected roofline or kernels")
+    if Path(name).suffix.lower() not in (".yaml", ".yml") and not Path(name).is_file():
+        raise ScenarioError(
+            f"cost.source = {name!r}: expected roofline, kernels or a calibration file"
+        )
+    from specsim.calibration import load
+    from specsim.cost.table import table_of_calibration
+
+    return table_of_calibration(load(name), name)
+
+
+def calibrated_runtime(scenario: Scenario, runtime: RuntimeSpec) -> RuntimeSpec:
+    """The runtime, or what a calibration file measured in its place: forward passes as they
+    were timed (padding and launches included) and one host time a step.
+
+    Raises:
+        CalibrationError: if the file is not valid.
+    """
+    if scenario.cost.source in ("roofline", "kernels"):
+        return runtime
+    from specsim.calibration import load
+    from specsim.cost.table import runtime_of_calibration
+
+    return runtime_of_calibration(load(scenario.cost.source), runtime)

@@ -118,6 +118,7 @@ class AcceptanceKeys(Section):
     mixture: tuple[MixturePart, ...] | None = None
     beta: BetaKeys | None = None
     markov: MarkovKeys | None = None
+    chain: ChainKeys | None = None
     standard_error: Annotated[float, Field(ge=0, lt=1)] | None = None
     temperature: Annotated[float, Field(ge=0)] | None = None
 
@@ -162,7 +163,7 @@ class AcceptanceKeys(Section):
 
 ACCEPTANCE_SOURCES = (
     "alpha", "conditional", "survival", "acceptance_length", "draft_acceptance_rate",
-    "preset", "calibration", "trace", "mixture", "beta", "markov",
+    "preset", "calibration", "trace", "mixture", "beta", "markov", "chain",
 )  # fmt: skip
 
 
@@ -187,6 +188,14 @@ class MarkovKeys(Section):
     alpha_hard: Probability
     easy_length: Annotated[float, Field(ge=1)]
     hard_length: Annotated[float, Field(ge=1)]
+
+
+class ChainKeys(Section):
+    """Hidden states of the output positions, as `specsim fit` finds them."""
+
+    transition: tuple[tuple[Probability, ...], ...]
+    accept: tuple[tuple[Probability, ...], ...]
+    initial: tuple[Probability, ...] | None = None
 
 
 class Arrivals(Section):

@@ -1,0 +1,92 @@
+"""SGLang's `bench_serving`: a JSON object a line (--output-file), or what it prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from specsim.errors import RecordError
+from specsim.interop.common import (
+    MAX_POSITIONS,
+    Imported,
+    MeanLength,
+    Notes,
+    Progress,
+    StepTimes,
+    number,
+    section,
+)
+from specsim.interop.vllm_bench import printed_blocks
+from specsim.interop.vllm_requests import responses
+
+FORMAT = "sglang-bench"
+PRINTED = {
+    "Successful requests": "completed",
+    "Total input tokens": "total_input_tokens",
+    "Total generated tokens": "total_output_tokens",
+    "Concurrency": "concurrency",
+    "Accept length": "accept_length",
+    "Mean TPOT (ms)": "mean_tpot_ms",
+    "Mean ITL (ms)": "mean_itl_ms",
+    "Output token throughput (tok/s)": "output_throughput",
+}
+_KEYS = tuple(PRINTED.values())
+
+
+def read(path: Path, progress: Progress | None = None) -> Imported:
+    """Read one result file.
+
+    Raises:
+        RecordError: for impossible figures, or a file without any.
+    """
+    notes, times = Notes(), StepTimes()
+    lengths: list[MeanLength] = []
+    contexts: list[float] = []
+    results = 0
+    for where, block in _blocks(path, progress):
+        value = {k: number(block[k], where, k) for k in _KEYS if block.get(k) not in (None, "None")}
+        if "mean_itl_ms" not in value and "accept_length" not in value:
+            notes.add("incomplete-lines", f"{where} holds no result; left out")
+            continue
+        results += 1
+        length = value.get("accept_length")
+        if length is not None:
+            number(length, where, "accept_length", low=1.0, high=MAX_POSITIONS + 1)
+            lengths.append(MeanLength(acceptance_length=length, num_draft_tokens=None))
+            notes.add(
+                "no-token-count",
+                f"{where}: accept_length is the server's mean since it started; K is not in the "
+                "file (say --k)",
+            )
+        else:
+            notes.add("no-speculation", f"{where}: no accept_length; step time without speculation")
+        if value.get("mean_itl_ms", 0) > 0:
+            requests = value.get("completed") or 0.0
+            context = None
+            if requests and "total_input_tokens" in value:
+                half = value.get("total_output_tokens", 0.0) / 2
+                context = (value["total_input_tokens"] + half) / requests
+                contexts.append(context)
+            k = None if length is not None else 0
+            # ITL is per streamed chunk; SGLang divides a chunk's gap by its tokens, so the
+            # step is as many times longer
+            per_step = value["mean_itl_ms"] * 1e-3 * (length or 1.0)
+            times.add(k, value.get("concurrency"), per_step, max(requests, 1.0), context)
+    if not results:
+        raise RecordError(f"{path}: no result of SGLang's bench_serving")
+    return Imported(
+        file=str(path), format=FORMAT, lengths=tuple(lengths), steps=times.result(),
+        context=(min(contexts), max(contexts)) if contexts else None, notes=notes.result(),
+    )  # fmt: skip
+
+
+def _blocks(path: Path, progress: Progress | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    from specsim.interop.common import read_lines
+
+    first = next((line for _, line in read_lines(path) if line), "")
+    if first[:1] in ("{", "["):
+        for where, value in responses(path, progress):
+            yield where, section(value, where, "result")
+    else:
+        yield from printed_blocks(path, progress, PRINTED)
