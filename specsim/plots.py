@@ -210,3 +210,56 @@ def simulation_figure(
         if title:
             figure.suptitle(title)
     return figure
+
+
+def predicted_against_measured(
+    groups: Mapping[str, Sequence[tuple[float, float]]], ax: Axes | None = None,
+    *, label: str = "speedup", band: float = 0.10,
+) -> Axes:  # fmt: skip
+    """Scatter of (predicted, measured) by group, with the diagonal and a ±`band` strip."""
+    ax = _axes(ax)
+    points = np.array([pair for pairs in groups.values() for pair in pairs])
+    low, high = 0.9 * float(points.min()), 1.1 * float(points.max())
+    line = np.array([low, high])
+    ax.fill_between(line, line * (1 - band), line * (1 + band), color=GREY, alpha=0.15,
+                    linewidth=0, label=f"±{band:.0%}")  # fmt: skip
+    ax.plot(line, line, color=GREY, linewidth=1)
+    markers = zip((BLUE, ORANGE, GREEN, RED, PURPLE, GREY, "black"), "osD^vPX", strict=True)
+    for (name, pairs), (colour, marker) in zip(groups.items(), markers, strict=False):
+        measured, predicted = [p[1] for p in pairs], [p[0] for p in pairs]
+        ax.scatter(measured, predicted, s=22, color=colour, marker=marker, label=name, alpha=0.8)
+    ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high),
+           xlabel=f"measured {label}", ylabel=f"predicted {label}")  # fmt: skip
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(ScalarFormatter())
+        axis.set_minor_formatter(ScalarFormatter())
+    ax.legend(frameon=False, fontsize=7)
+    return ax
+
+
+def errors_over(
+    x: Sequence[float], errors: Sequence[float], ax: Axes | None = None, *, xlabel: str
+) -> Axes:
+    """Signed relative errors against a quantity on a log axis, with their running median."""
+    ax = _axes(ax)
+    xs, ys = np.asarray(x, dtype=float), 100 * np.asarray(errors, dtype=float)
+    ax.axhline(0, color=GREY, linewidth=1)
+    ax.axhspan(-10, 10, color=GREY, alpha=0.12, linewidth=0)
+    ax.scatter(xs, ys, s=14, color=BLUE, alpha=0.6)
+    levels = np.unique(xs)
+    ax.plot(levels, [np.median(ys[xs == level]) for level in levels], color=RED, marker="_",
+            label="median")  # fmt: skip
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.set(xlabel=xlabel, ylabel="error, %")
+    ax.legend(frameon=False, fontsize=8)
+    return ax
+
+
+def side_by_side(count: int, width: float = 4.8, height: float = 4.4) -> tuple[Figure, Any]:
+    """A figure with `count` axes in a row, in this module's style."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1, count, figsize=(width * count, height), layout="constrained", squeeze=False
+        )
+    return figure, axes[0]
