@@ -18,11 +18,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#666666",
 )  # fmt: skip
+#: Distinct values of a quantity up to which each gets a median of its own.
+MAX_LEVELS = 10
 PARTS = {"draft_s": ("draft", ORANGE), "verify_s": ("verify", BLUE), "overhead_s": ("host", GREY)}
 STYLE: Any = {
     "font.size": 10,
@@ -231,8 +233,9 @@ def predicted_against_measured(
     ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high),
            xlabel=f"measured {label}", ylabel=f"predicted {label}")  # fmt: skip
     for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(LogLocator(base=10, subs=(1, 1.5, 2, 3, 5)))
         axis.set_major_formatter(ScalarFormatter())
-        axis.set_minor_formatter(ScalarFormatter())
+        axis.set_minor_formatter(NullFormatter())
     ax.legend(frameon=False, fontsize=7)
     return ax
 
@@ -247,8 +250,13 @@ def errors_over(
     ax.axhspan(-10, 10, color=GREY, alpha=0.12, linewidth=0)
     ax.scatter(xs, ys, s=14, color=BLUE, alpha=0.6)
     levels = np.unique(xs)
-    ax.plot(levels, [np.median(ys[xs == level]) for level in levels], color=RED, marker="_",
-            label="median")  # fmt: skip
+    if len(levels) > MAX_LEVELS:  # continuous: medians of equally filled bins
+        parts = np.array_split(np.argsort(xs), MAX_LEVELS)
+        middles = [np.median(xs[part]) for part in parts]
+        medians = [np.median(ys[part]) for part in parts]
+    else:
+        middles, medians = list(levels), [np.median(ys[xs == level]) for level in levels]
+    ax.plot(middles, medians, color=RED, marker="o", markersize=4, label="median")
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter(ScalarFormatter())
     ax.set(xlabel=xlabel, ylabel="error, %")

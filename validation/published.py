@@ -132,6 +132,7 @@ def _speedups(outcomes: Sequence[Outcome]) -> Iterator[Row]:
         yield Row(
             name=f"C: {case.label}", predicted=outcome.speedup, observed=case.speedup, unit="x",
             error=outcome.error, provenance=f"{case.source}; {case.url}",
+            tags={"batch": case.batch, "K": case.num_draft_tokens},
         )  # fmt: skip
 
 

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from specsim import __version__, plots
 from validation.comparisons import COMPARISONS, Comparison
 from validation.rows import Row
@@ -152,12 +150,18 @@ def _figures(comparisons: Sequence[Comparison], folder: Path) -> list[Path]:
         groups: dict[str, list[tuple[float, float]]] = defaultdict(list)
         for row in same:
             groups[_source(row)].append((float(row.predicted or 0), float(row.observed or 0)))
-        figure, axes = plots.side_by_side(2)
         label = "speedup" if unit in ("x", "×") else f"value, {unit}"
+        tags = [tag for tag in ("batch", "K", "load") if any(tag in row.tags for row in same)]
+        figure, axes = plots.side_by_side(1 + max(1, len(tags)))
         plots.predicted_against_measured(_largest(groups), axes[0], label=label)
-        observed = np.array([row.observed for row in same], dtype=float)
-        plots.errors_over(observed, [row.error or 0.0 for row in same], axes[1],
-                          xlabel=f"measured {label}")  # fmt: skip
+        for tag, ax in zip(tags, axes[1:], strict=True):
+            tagged = [row for row in same if tag in row.tags]
+            plots.errors_over([row.tags[tag] for row in tagged],
+                              [row.error or 0.0 for row in tagged], ax, xlabel=tag)  # fmt: skip
+        if not tags:
+            plots.errors_over([float(row.observed or 0) for row in same],
+                              [row.error or 0.0 for row in same], axes[1],
+                              xlabel=f"measured {label}")  # fmt: skip
         path = folder / f"accuracy-{comparison.name}.png"
         plots.save(figure, path)
         paths.append(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class Row:
     bound: float | None = None
     passed: bool | None = None
     provenance: str = ""
+    tags: dict[str, float] = field(default_factory=dict)  # batch, K, …: what errors may follow
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
