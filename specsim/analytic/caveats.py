@@ -123,6 +123,17 @@ def grid_caveats(deployment: Deployment, grid: Grid) -> Iterator[Caveat]:
         )
 
 
+def range_caveats(source: object, batch: object, context: object) -> Iterator[Caveat]:
+    """A measured cost source asked beyond what it measured."""
+    outside = getattr(source, "outside", None)
+    found = outside(batch, context) if callable(outside) else []
+    if found:
+        yield Caveat(
+            code="extrapolated-cost",
+            message=f"step times were not measured there: {'; '.join(found)}",
+        )
+
+
 def placement_caveats(deployment: Deployment, context: int) -> Iterator[Caveat]:
     """Dtypes and limits that do not do what one might think."""
     target, gpu, draft = deployment.target, deployment.gpu, deployment.draft

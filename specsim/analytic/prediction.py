@@ -22,6 +22,7 @@ from specsim.analytic.caveats import (
     grid_caveats,
     memory_caveats,
     placement_caveats,
+    range_caveats,
 )
 from specsim.analytic.grid import Grid, components, evaluate
 from specsim.cost.memory import Memory, memory
@@ -173,6 +174,7 @@ class Prediction:
             *acceptance_caveats(self.law, grid.num_draft_tokens, self.acceptance_source),
             *grid_caveats(self.deployment, grid),
             *placement_caveats(self.deployment, context),
+            *range_caveats(self.source, grid.batch, grid.context),
         ]
         pays = self.break_even["batch"]
         if pays and batch > pays[-1][1]:

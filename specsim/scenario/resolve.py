@@ -243,7 +243,7 @@ def resolve_cost_source(scenario: Scenario, deployment: Deployment) -> CostSourc
         from specsim.cost.kernels import Kernels
 
         return Kernels(gpu=deployment.gpu)
-    if Path(name).suffix.lower() not in (".yaml", ".yml") and not Path(name).is_file():
+    if not _names_file(name):
         raise ScenarioError(
             f"cost.source = {name!r}: expected roofline, kernels or a calibration file"
         )
@@ -253,6 +253,11 @@ def resolve_cost_source(scenario: Scenario, deployment: Deployment) -> CostSourc
     return table_of_calibration(load(name), name)
 
 
+def _names_file(source: str) -> bool:
+    """Whether `cost.source` is a calibration file rather than a kind of source."""
+    return Path(source).suffix.lower() in (".yaml", ".yml") or Path(source).is_file()
+
+
 def calibrated_runtime(scenario: Scenario, runtime: RuntimeSpec) -> RuntimeSpec:
     """The runtime, or what a calibration file measured in its place: forward passes as they
     were timed (padding and launches included) and one host time a step.
@@ -260,7 +265,7 @@ def calibrated_runtime(scenario: Scenario, runtime: RuntimeSpec) -> RuntimeSpec:
     Raises:
         CalibrationError: if the file is not valid.
     """
-    if scenario.cost.source in ("roofline", "kernels"):
+    if not _names_file(scenario.cost.source):
         return runtime
     from specsim.calibration import load
     from specsim.cost.table import runtime_of_calibration
