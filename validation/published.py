@@ -20,6 +20,7 @@ from specsim.acceptance.conversions import alpha_from_acceptance_length
 from specsim.acceptance.law import Law
 from specsim.analytic.drafted import drafted_tokens
 from specsim.analytic.formulas import acceptance_length, speedup
+from specsim.analytic.grid import evaluate
 from specsim.cost.roofline import Roofline
 from specsim.cost.step import decode_step
 from validation.published_rows import Case, cases, table
@@ -32,6 +33,8 @@ FITTED = (
     ("SpecForge", "mtbench", ""),
     ("Performance or Illusion", "GSM8K", "ngram"),
 )
+#: Tasks on which the width of the 95 % interval was chosen (`analytic.uncertainty`).
+INTERVAL_TASKS = ("GSM8K", "mtbench", "InstructCoder")
 #: |measured − 1| below which a row is neither a gain nor a slowdown.
 NEUTRAL = 0.05
 
@@ -92,6 +95,7 @@ def rows() -> list[Row]:
         left_out["no acceptance length printed (their shape over batch is in D)"] = without
     return [
         *_speedups(outcomes),
+        *_coverage(outcomes),
         *_left_out(left_out),
         *_direction(outcomes),
         *_choice(outcomes),
@@ -142,6 +146,29 @@ def _trend(outcomes: Sequence[Outcome], bound: float) -> Row:
     slope = np.polyfit(batches, [o.error for o in outcomes], 1)[0]
     return statistic("C: known stacks: error per doubling of the batch", abs(slope), bound=bound,
                      provenance=f"slope {100 * slope:+.2f} % a doubling")  # fmt: skip
+
+
+def _coverage(outcomes: Sequence[Outcome]) -> Iterator[Row]:
+    """How often the 95 % interval misses the published speedup: the tasks that its width
+    was chosen on, and the others."""
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for outcome in outcomes:
+        case = outcome.case
+        grid = evaluate(
+            case.deployment, Roofline(gpu=case.deployment.gpu), _law(case),
+            [case.num_draft_tokens], case.batch, case.context,
+        )  # fmt: skip
+        half = 0.5 * 10.0**-case.printed_digits
+        scale = outcome.speedup / grid.speedup.item()
+        low, high = (bound.item() * scale for bound in grid.interval())
+        stack = "known stacks" if case.known_stack else "other stacks"
+        chosen = case.task in INTERVAL_TASKS or not case.known_stack
+        groups[f"{stack}, {'chosen on these' if chosen else 'held out'}"].append(
+            not low - half <= case.speedup <= high + half
+        )
+    for name, misses in sorted(groups.items()):
+        yield statistic(f"C: 95 % interval misses: {name}", np.mean(misses),
+                        provenance=f"{len(misses)} rows")  # fmt: skip
 
 
 def _left_out(reasons: dict[str, int]) -> Iterator[Row]:

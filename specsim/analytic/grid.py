@@ -12,7 +12,7 @@ import numpy as np
 
 from specsim.acceptance.law import Array, Law
 from specsim.analytic.drafted import drafted_tokens
-from specsim.analytic.uncertainty import COST_ERROR, CostError, speedup_interval
+from specsim.analytic.uncertainty import CostError, cost_error, speedup_interval
 from specsim.cost.source import BOUNDS, CostSource, ForwardTime
 from specsim.cost.step import StepTime, decode_step
 from specsim.deployment import Deployment
@@ -100,12 +100,14 @@ class Grid:
 
 def evaluate(
     deployment: Deployment, source: CostSource, law: Law, num_draft_tokens: Iterable[int],
-    batch: Any, context: Any, cost_error: CostError = COST_ERROR,
+    batch: Any, context: Any, error: CostError | None = None,
 ) -> Grid:  # fmt: skip
     """Every K at every batch and context.
 
     Shapes: `batch` (B,) or scalar, `context` (L,) or scalar. Costs broadcast lazily: what
     does not depend on context is computed once per K and batch.
+
+    `error` replaces the cost errors that the deployment's engine is known to have.
 
     Raises:
         ValueError: for K < 0, batch < 1 or context < 0.
@@ -120,7 +122,7 @@ def evaluate(
         num_draft_tokens=ks, batch=batches, context=contexts,
         baseline=decode_step(deployment.without_draft(), source, 0, b, c),
         step=decode_step(deployment, source, k, b, c, drafted[:, None, None]),
-        cost_error=cost_error, **_acceptance(law, ks),  # type: ignore[arg-type]
+        cost_error=error or cost_error(deployment.runtime.engine), **_acceptance(law, ks),  # type: ignore[arg-type]
     )  # fmt: skip
 
 
