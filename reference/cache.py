@@ -97,10 +97,14 @@ class Batch:
     positions: Tensor
     mask: Tensor | None
     grid: Tensor | None
-    num_rows: int
+    counts: tuple[int, ...]  # new tokens of each row
     width: int
     key_length: int
     span: tuple[int, int] | None = None  # slots of a single row, for a plain slice write
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.counts)
 
     def write(self, store: Tensor, x: Tensor) -> None:
         """(T, J, D) into the slots of one layer's (rows, J, capacity, D)."""
@@ -159,7 +163,7 @@ def make_batch(
         positions=torch.tensor(_positions(starts, counts, trees), device=device),
         mask=_mask(starts, ends, width, length, cache, trees, static=key_length is not None),
         grid=None if grid is None else torch.tensor(grid, device=device),
-        num_rows=len(counts),
+        counts=tuple(counts),
         width=width,
         key_length=length,
         span=(starts[0], ends[0]) if len(counts) == 1 and key_length is None else None,
@@ -171,7 +175,7 @@ def make_batch(
 def _positions(
     starts: Sequence[int], counts: Sequence[int], trees: Sequence[TreeRows | None] | None
 ) -> list[int]:
-    positions = []
+    positions: list[int] = []
     for b, (start, count) in enumerate(zip(starts, counts, strict=True)):
         tree = trees[b] if trees else None
         if tree is None:

@@ -8,7 +8,7 @@ active; when one ends, the last takes its place.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,8 +19,8 @@ from reference.draft.base import Drafter
 from reference.draft.tree import Draft
 from reference.model import Model
 from reference.policy import History, Policy, Shape, clamp, fixed
-from reference.sampling import Randomness, SeededRandomness, Warp
-from reference.stopping import StopRule
+from reference.request import Request
+from reference.sampling import Randomness, Warp
 from reference.timing import Stopwatch
 
 #: The accept rules by name; all but "typical" are lossless.
@@ -31,48 +31,6 @@ RULES: dict[str, Callable[[Draft, Tensor, Randomness], verify.Verdict]] = {
     "typical": verify.verify_typical,
 }
 LOSSY_RULES = frozenset({"typical"})
-
-
-@dataclass(eq=False)
-class Request:
-    """One sequence: its prompt, what has been generated, and when it ends."""
-
-    name: str
-    prompt: Sequence[int]
-    max_new_tokens: int
-    randomness: Randomness = field(default_factory=lambda: SeededRandomness(0))
-    stop: StopRule = StopRule()
-    tokens: list[int] = field(init=False)
-    finished: str = field(init=False, default="")  # "stop" or "length" when it is
-    drafted: list[int] = field(init=False, default_factory=list)
-    accepted: list[int] = field(init=False, default_factory=list)
-
-    def __post_init__(self) -> None:
-        if not self.prompt:
-            raise ValueError(f"request {self.name}: the prompt has no tokens")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"request {self.name}: max_new_tokens={self.max_new_tokens} < 1")
-        self.tokens = list(self.prompt)
-
-    @property
-    def generated(self) -> list[int]:
-        return self.tokens[len(self.prompt) :]
-
-    @property
-    def remaining(self) -> int:
-        return len(self.prompt) + self.max_new_tokens - len(self.tokens)
-
-    def extend(self, tokens: Sequence[int]) -> int:
-        """Append tokens up to the first stop or the maximum length; how many were kept."""
-        before = len(self.tokens)
-        self.tokens += tokens[: self.remaining]
-        cut = self.stop.cut(self.generated, before - len(self.prompt))
-        if cut is not None:
-            del self.tokens[len(self.prompt) + cut :]
-            self.finished = "stop"
-        elif self.remaining == 0:
-            self.finished = "length"
-        return len(self.tokens) - before
 
 
 @dataclass(frozen=True)
@@ -108,7 +66,7 @@ class Decoder:
         target: Model,
         drafter: Drafter | None = None,
         *,
-        warp: Warp = Warp(),
+        warp: Warp | None = None,
         policy: Policy | None = None,
         rule: str = "chain",
         rows: int = 1,
@@ -120,7 +78,7 @@ class Decoder:
             raise ValueError(f"unknown accept rule {rule!r}; expected one of {', '.join(RULES)}")
         if rows < 1 or (prefill_chunk is not None and prefill_chunk < 1):
             raise ValueError(f"rows={rows}, prefill_chunk={prefill_chunk}: at least 1 is needed")
-        self.target, self.warp, self.rule = target, warp, rule
+        self.target, self.warp, self.rule = target, warp or Warp(), rule
         self.drafter = Drafter() if drafter is None else drafter
         self.policy = fixed(0) if policy is None else policy
         self.max_rows, self.prefill_chunk = rows, prefill_chunk
@@ -161,7 +119,7 @@ class Decoder:
 
         # Verify: one pass of the target over what each row has not read, then its draft.
         unread = [self._unread(b) for b in range(len(rows))]
-        whole = [self.cache.lengths[b] + len(unread[b]) == len(r.tokens) for b, r in enumerate(rows)]
+        whole = [self._completes(b, len(new)) for b, new in enumerate(unread)]
         logits, features = self._forward(unread, drafts, whole)
         watch.lap("verify")
 
@@ -204,6 +162,9 @@ class Decoder:
         end = None if self.prefill_chunk is None else start + self.prefill_chunk
         return self.rows[b].tokens[start:end]
 
+    def _completes(self, b: int, count: int) -> bool:
+        return self.cache.lengths[b] + count == len(self.rows[b].tokens)
+
     def _forward(
         self, unread: list[list[int]], drafts: list[Draft], whole: list[bool]
     ) -> tuple[list[Tensor], list[Tensor]]:
@@ -212,7 +173,8 @@ class Decoder:
         trees = [draft.target_rows() for draft in drafts]
         batch = make_batch(tokens, self.cache, trees=trees if any(trees) else None)
         wanted = [len(d.tokens) + 1 if w else 0 for d, w in zip(drafts, whole, strict=True)]
-        select, end = [], 0
+        select: list[int] = []
+        end = 0
         for row, count in zip(tokens, wanted, strict=True):
             end += len(row)
             select += range(end - count, end)
@@ -220,8 +182,9 @@ class Decoder:
         out = self.target(
             batch, self.cache, select=index, feature_layers=self.drafter.feature_layers
         )
-        features = [] if out.features is None else out.features.split([len(t) for t in tokens])
-        return list(out.logits.split(wanted)), list(features)
+        counts = [len(row) for row in tokens]
+        features = () if out.features is None else torch.split(out.features, counts)
+        return list(torch.split(out.logits, wanted)), list(features)
 
     def _judge(
         self, drafts: list[Draft], logits: list[Tensor], rows: list[Request]
@@ -245,9 +208,7 @@ class Decoder:
             return []
         row, base = self.rows[b], len(self.rows[b].tokens)
         path = verdict.path
-        if draft.is_chain:
-            self.cache.rollback(b, base + len(path))
-        else:
+        if not draft.is_chain:
             self.cache.keep_path(b, base, path)
         kept = row.extend([*(draft.tokens[i] for i in path), verdict.token])
         self.cache.rollback(b, len(row.tokens) - 1)

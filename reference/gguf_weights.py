@@ -44,7 +44,7 @@ def open_gguf(path: Path, name: str) -> Source:
     try:
         reader = GGUFReader(path)
         tensors = {tensor.name: tensor for tensor in reader.tensors}
-        fields = {key: field for key, field in reader.fields.items()}
+        fields = dict(reader.fields)
     except Exception as error:  # the reader trusts its input: any error may surface
         raise ConfigError(f"{path}: truncated or not a GGUF file ({error})") from None
     config = _config(fields, set(tensors), str(path))

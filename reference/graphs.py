@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,9 +49,13 @@ class GraphedModel:
         feature_layers: Sequence[int] = (),
     ) -> Output:
         """As `Model.forward`."""
-        options = {"num_layers": num_layers, "feature_layers": tuple(feature_layers)}
+        options: dict[str, Any] = {
+            "num_layers": num_layers,
+            "feature_layers": tuple(feature_layers),
+        }
         if batch.grid is not None:
-            return self.model(batch, cache, select=select, **options)  # type: ignore[no-any-return]
+            eager: Output = self.model(batch, cache, select=select, **options)
+            return eager
         static = self._static(batch, cache)
         key = (id(cache), static.num_rows, static.width, static.key_length, *options.values())
         if key not in self._recorded:
@@ -77,12 +82,12 @@ class GraphedModel:
         mask = F.pad(mask, (0, length - batch.key_length), value=False)
         return replace(batch, mask=mask, key_length=length, span=None)
 
-    def _make(self, static: Batch, cache: KVCache, options: dict[str, object]) -> _Recorded:
+    def _make(self, static: Batch, cache: KVCache, options: dict[str, Any]) -> _Recorded:
         tensors = ("tokens", "rows", "slots", "positions", "mask")
         batch = replace(static, **{name: getattr(static, name).clone() for name in tensors})
         if not self.record:
             return _Recorded(batch, Output(torch.empty(0)), None)
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):  # libraries allocate workspaces on their first calls

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 import torch
 
 from reference.cache import KVCache, make_batch
-from reference.decode import Decoder, Request, StepResult
+from reference.decode import Decoder, StepResult
 from reference.draft.base import Drafter
 from reference.draft.ngram import NgramDrafter
 from reference.model import Model
 from reference.policy import fixed
 from reference.prompts import Prompt
+from reference.request import Request
 from reference.sampling import SeededRandomness, Warp
 from reference.stopping import StopRule
 from reference.timing import Stopwatch
@@ -147,7 +148,12 @@ def ngram_runs(
 
 @torch.inference_mode()
 def early_exit_runs(
-    prompt: Prompt, target: Model, num_layers: int, tokens: Sequence[int], prompt_length: int, k: int
+    prompt: Prompt,
+    target: Model,
+    num_layers: int,
+    tokens: Sequence[int],
+    prompt_length: int,
+    k: int,
 ) -> Iterator[StepRecord]:
     """The same for early exit, from one pass: while a draft is right, its prefix is the
     output itself, so the early layers' argmax after every output prefix says it all."""

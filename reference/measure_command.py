@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from reference import cli
+
+Piece = tuple[str, Callable[[], Iterable[Any]]]  # a name, and what yields its records
 
 EXAMPLES = """\
 examples:
@@ -114,7 +117,7 @@ class Job:
         self.methods = options.methods.split(",")
         self.threads = threads
         self.written: dict[str, int] = {}
-        self._make = lambda method: make_drafter(method, target)
+        self._make: Callable[[str], tuple[Any, str]] = lambda method: make_drafter(method, target)
         for method in self.methods:  # a mistyped method fails before anything is written
             cli.warn(self._make(method)[1])
 
@@ -139,7 +142,7 @@ class Job:
         path.parent.mkdir(parents=True, exist_ok=True)
         return RecordWriter(path, header, resume=options.resume)
 
-    def _write(self, writer: Any, pieces: list[tuple[str, Callable[[], Iterable[Any]]]]) -> None:
+    def _write(self, writer: Any, pieces: Sequence[Piece]) -> None:
         """Write each piece's records, going on after those that the file has.
 
         A piece is repeatable, so one that was cut off is run again and the records that
@@ -177,9 +180,7 @@ class Job:
                 new=o.max_new_tokens, capacity=o.context, seed=o.seed,
             )  # fmt: skip
 
-        self._write(
-            self.writer("step"), [(u.name, lambda u=u: piece(u)) for u in units]
-        )
+        self._write(self.writer("step"), [(u.name, partial(piece, u)) for u in units])
 
     def runs(self) -> None:
         """Accepted runs from every position, for the methods where they are cheap."""
@@ -197,7 +198,7 @@ class Job:
 
         cheap = [m for m in self.methods if m == "ngram" or m.startswith("early-exit:")]
         pieces = [
-            (f"{p.id}/{m}/k{k}/t0/every-position", lambda p=p, m=m: piece(p, m))
+            (f"{p.id}/{m}/k{k}/t0/every-position", partial(piece, p, m))
             for p in self.prompts
             for m in cheap
         ]
@@ -206,18 +207,23 @@ class Job:
 
     def forward(self) -> None:
         """Timed passes of the target and of each draft."""
+        from reference.draft.neural import DraftModelDrafter, EarlyExitDrafter
         from reference.graphs import GraphedModel
         from reference.measure import time_forward
 
         o, target = self.options, self.target
-        models = [(target.name, target.model, None)]
+        models: list[tuple[str, Any, int | None]] = [(target.name, target.model, None)]
         for method in self.methods:
             drafter = self._make(method)[0]
-            if method.startswith("early-exit:"):
+            if isinstance(drafter, EarlyExitDrafter):
                 models.append((method, target.model, drafter.num_layers))
-            elif drafter.name == "draft-model":
+            elif isinstance(drafter, DraftModelDrafter):
                 models.append((method, drafter.model, None))
-        pieces: list[tuple[str, Callable[[], Iterable[Any]]]] = []
+        pieces: list[Piece] = []
+
+        def timed(settings: Any, layers: int | None) -> Iterable[Any]:
+            return [time_forward(*settings, repeats=o.repeats, num_layers=layers)]
+
         for name, model, layers in models:
             call = GraphedModel(model) if o.cuda_graphs else model
             for batch in numbers(o, "forward-batch"):
@@ -228,14 +234,7 @@ class Job:
                             continue
                         key = f"{name}/{batch}/{n}/{context}"
                         settings = (call, cache, name, batch, n, context)
-                        pieces.append(
-                            (
-                                key,
-                                lambda s=settings, layers=layers: [
-                                    time_forward(*s, repeats=o.repeats, num_layers=layers)
-                                ],
-                            )
-                        )
+                        pieces.append((key, partial(timed, settings, layers)))
         self._write(self.writer("forward", "forward"), pieces)
 
 

@@ -18,16 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reference.cache import Batch, KVCache
-
-
-@dataclass(frozen=True, kw_only=True)
-class RopeScaling:
-    """Llama 3's stretched rotary frequencies (Grattafiori et al. 2024)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_positions: int
+from reference.rope import RopeScaling, rope_tables, rotate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +88,8 @@ class Linear(nn.Module):
 
 def can_pack(weight: Tensor) -> bool:
     """Whether oneDNN can hold this weight in its own layout."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if weight.device.type != "cpu" or not available:
         return False
     if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return False
@@ -140,27 +132,24 @@ class Layer(nn.Module):
         """(T, d) → (T, d); writes this layer's keys and values into its cache tensors."""
         x = x + self._attention(self.attention_norm(x), batch, keys, values, cos, sin)
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)  # (T, intermediate) each
-        return x + self.down(F.silu(gate) * up)
+        mlp: Tensor = self.down(F.silu(gate) * up)
+        return x + mlp
 
     def _attention(
         self, x: Tensor, batch: Batch, keys: Tensor, values: Tensor, cos: Tensor, sin: Tensor
     ) -> Tensor:
         c = self.config
         heads = self.qkv(x).view(len(x), -1, c.head_dim)  # (T, H + 2J, D)
-        qk, v = heads.split((c.num_heads + c.num_kv_heads, c.num_kv_heads), dim=1)
+        qk, v = torch.split(heads, [c.num_heads + c.num_kv_heads, c.num_kv_heads], dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = qk.split((c.num_heads, c.num_kv_heads), dim=1)
+            q, k = torch.split(qk, [c.num_heads, c.num_kv_heads], dim=1)
             qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
-        q, k = rotate(qk, cos, sin).split((c.num_heads, c.num_kv_heads), dim=1)
+        qk = rotate(qk, cos, sin)
+        q, k = torch.split(qk, [c.num_heads, c.num_kv_heads], dim=1)
         batch.write(keys, k)  # (T, J, D) → slots of (A, J, capacity, D)
         batch.write(values, v)
-        return self.output(attend(q, keys, values, batch))
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding (Su et al. 2021) of (T, heads, D) in the half-split layout."""
-    first, second = x.chunk(2, dim=-1)  # (T, heads, D/2) each
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        result: Tensor = self.output(attend(q, keys, values, batch))
+        return result
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor, batch: Batch) -> Tensor:
@@ -181,26 +170,6 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, batch: Batch) -> Tensor:
     out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
     out = out.view(a, j, h // j, n, d).permute(0, 3, 1, 2, 4).reshape(a * n, h * d)
     return batch.unpad(out)  # (T, H·D)
-
-
-def rope_tables(config: ModelConfig, length: int, divisors: Tensor | None = None) -> Tensor:
-    """cos and sin for positions 0..length-1 in float64: (2, length, 1, D/2)."""
-    half = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
-    frequency = config.rope_theta**-half
-    if config.rope_scaling is not None:
-        frequency = _llama3_frequencies(frequency, config.rope_scaling)
-    if divisors is not None:
-        frequency = frequency / divisors.double()
-    angle = torch.arange(length, dtype=torch.float64)[:, None, None] * frequency
-    return torch.stack((angle.cos(), angle.sin()))
-
-
-def _llama3_frequencies(frequency: Tensor, scaling: RopeScaling) -> Tensor:
-    """Long wavelengths divided by `factor`, short ones kept, a linear blend between."""
-    turns = scaling.original_max_positions * frequency / (2 * torch.pi)
-    span = scaling.high_freq_factor - scaling.low_freq_factor
-    blend = ((turns - scaling.low_freq_factor) / span).clamp(0, 1)
-    return blend * frequency + (1 - blend) * frequency / scaling.factor
 
 
 @dataclass(frozen=True)
@@ -230,7 +199,8 @@ class Model(nn.Module):
 
     def set_rope(self, divisors: Tensor | None = None) -> None:
         """Fill the rotary tables, in the model's dtype and on its device."""
-        tables = rope_tables(self.config, self.config.max_positions, divisors)
+        c = self.config
+        tables = rope_tables(c.head_dim, c.max_positions, c.rope_theta, c.rope_scaling, divisors)
         self.rope = tables.to(self.embedding)
 
     @property

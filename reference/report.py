@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from reference.cache import make_batch
-from reference.decode import LOSSY_RULES, Decoder, Request, StepResult
+from reference.decode import LOSSY_RULES, Decoder, StepResult
 from reference.model import Model
+from reference.request import Request
 from reference.sampling import SeededRandomness
 from reference.stopping import StopRule
 from reference.timing import synchronise
@@ -122,8 +123,7 @@ def summary(run: Run, baseline: Run | None, tokenizer: Tokenizer | None) -> dict
     }
     if baseline and decoder.warp.greedy:
         result["identical_to_baseline"] = all(
-            a.generated == b.generated
-            for a, b in zip(run.requests, baseline.requests, strict=True)
+            a.generated == b.generated for a, b in zip(run.requests, baseline.requests, strict=True)
         )
     if len(run.requests) > 1:
         result["texts"] = [text(request) for request in run.requests]

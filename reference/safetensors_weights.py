@@ -9,7 +9,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from reference.model import ModelConfig, RopeScaling
+from reference.model import ModelConfig
+from reference.rope import RopeScaling
 from reference.tokenizer import directory_tokenizer
 from reference.weights import Source
 from specsim.errors import ConfigError, MissingDataError
@@ -133,5 +134,3 @@ def _window(values: dict[str, Any], kind: str, where: str) -> int | None:
     if kind != "mistral":
         raise ConfigError(f"{where}: sliding windows in some layers only are not supported")
     return int(window)
-
-

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from reference.decode import Decoder, Request
+from reference.decode import Decoder
 from reference.prompts import Prompt
+from reference.request import Request
 from reference.sampling import SeededRandomness
 from reference.stopping import StopRule
 from reference.tokenizer import Tokenizer
@@ -80,11 +81,13 @@ def serve(
     waiting = sorted(arrivals, key=lambda a: a.arrival_s)[::-1]
     start, live, served = clock(), {}, 0
     while waiting or decoder.rows:
-        now = clock() - start + CLOCK_RESOLUTION_S
-        if not decoder.rows and waiting[-1].arrival_s > now:
+        now = clock() - start
+        if not decoder.rows and waiting[-1].arrival_s > now + CLOCK_RESOLUTION_S:
             sleep(waiting[-1].arrival_s - now)
             continue
-        while waiting and waiting[-1].arrival_s <= now and len(decoder.rows) < decoder.max_rows:
+        while waiting and len(decoder.rows) < decoder.max_rows:
+            if waiting[-1].arrival_s > now + CLOCK_RESOLUTION_S:
+                break
             arrival = waiting.pop()
             request = _request(arrival, served, eos, seed)
             decoder.admit(request)

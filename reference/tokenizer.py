@@ -126,7 +126,10 @@ def directory_tokenizer(path: Path) -> Tokenizer | None:
     except Exception as error:  # the Rust side raises bare Exception
         raise ConfigError(f"{file}: not a tokenizer ({error})") from None
     settings = _optional_json(path / "tokenizer_config.json")
-    config = {**_optional_json(path / "config.json"), **_optional_json(path / "generation_config.json")}
+    config = {
+        **_optional_json(path / "config.json"),
+        **_optional_json(path / "generation_config.json"),
+    }
     eos = config.get("eos_token_id")
     ids = frozenset(eos if isinstance(eos, list) else [eos] if isinstance(eos, int) else [])
     template = settings.get("chat_template")

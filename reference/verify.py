@@ -53,7 +53,8 @@ def verify_greedy(draft: Draft, best: Sequence[int]) -> Verdict:
     Args:
         best: (N + 1,) argmax of the target at the root and at each of the N nodes.
     """
-    node, path = Draft.ROOT, []
+    node = Draft.ROOT
+    path: list[int] = []
     while True:
         token = best[node + 1]
         node = next((c for c in draft.children(node) if draft.tokens[c] == token), Draft.ROOT)
@@ -94,7 +95,8 @@ def verify_tree(draft: Draft, p: Tensor, randomness: Randomness) -> Verdict:
     Args:
         p: (N + 1, V) float64; row 0 is the target at the root, row i + 1 at node i.
     """
-    node, path = Draft.ROOT, []
+    node = Draft.ROOT
+    path: list[int] = []
     while True:
         rest, q = p[node + 1], draft.probs[node + 1]
         for child in draft.children(node):
@@ -148,9 +150,7 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
 
 def overlap(draft: Draft, p: Tensor) -> tuple[float, ...]:
     """1 − TV(p, q) = Σ min(p, q) at each position of a chain: P(accept) given its prefix."""
-    return tuple(
-        float(p[i].minimum(draft.q(i, p)).sum()) for i in range(len(draft.tokens))
-    )
+    return tuple(float(p[i].minimum(draft.q(i, p)).sum()) for i in range(len(draft.tokens)))
 
 
 def _ratio(p: float, q: float) -> float:
@@ -163,7 +163,9 @@ def _ratios(draft: Draft, p: Tensor) -> list[float]:
     """p(x_i) / q(x_i) along a chain."""
     positions = list(range(len(draft.tokens)))
     above = p[positions, draft.tokens].tolist()
-    below = [1.0 if q is None else float(q[x]) for q, x in zip(draft.probs, draft.tokens, strict=False)]
+    below = [
+        1.0 if q is None else float(q[x]) for q, x in zip(draft.probs, draft.tokens, strict=False)
+    ]
     return [_ratio(a, b) for a, b in zip(above, below, strict=True)]
 
 

@@ -114,14 +114,14 @@ def _download(name: str) -> Path:
         ) from None
 
 
-def build(
-    source: Source, *, dtype: torch.dtype, device: torch.device, pack: bool = False
-) -> Model:
+def build(source: Source, *, dtype: torch.dtype, device: torch.device, pack: bool = False) -> Model:
     """Fill a model from a source, packing each matrix as soon as it is complete."""
     with torch.device("meta"):
         model = Model(source.config)
     config = source.config
-    model.embedding = _parameter(source, "model.embed_tokens.weight", model.embedding, dtype, device)
+    model.embedding = _parameter(
+        source, "model.embed_tokens.weight", model.embedding, dtype, device
+    )
     for i, layer in enumerate(model.layers):
         prefix = f"model.layers.{i}."
         for module, names in _layer_names(config).items():

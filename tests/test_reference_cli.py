@@ -1,5 +1,6 @@
 """The command line: decode, measure, serve; what it says about bad input."""
 
+import itertools
 import json
 import os
 import signal
@@ -97,9 +98,7 @@ def test_decode_tree_batch_and_sampling(capsys, model):
 
 def test_decode_same_seed_same_text(capsys, model):
     texts = [
-        json.loads(
-            decode(capsys, model, "--temperature", "1", "--seed", seed, "--json")[1]
-        )["text"]
+        json.loads(decode(capsys, model, "--temperature", "1", "--seed", seed, "--json")[1])["text"]
         for seed in (1, 1, 2)
     ]
     assert texts[0] == texts[1] != texts[2]
@@ -237,13 +236,15 @@ def test_bad_options(capsys, model, arguments, message):
 
 
 def test_bad_prompts(capsys, model, tmp_path):
-    assert "cannot read" in run(
-        capsys, "decode", "--target", model, "--prompt-file", tmp_path / "none"
-    )[2]
+    assert (
+        "cannot read"
+        in run(capsys, "decode", "--target", model, "--prompt-file", tmp_path / "none")[2]
+    )
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    assert "cannot read" in run(
-        capsys, "decode", "--target", model, "--prompt-file", tmp_path / "binary"
-    )[2]
+    assert (
+        "cannot read"
+        in run(capsys, "decode", "--target", model, "--prompt-file", tmp_path / "binary")[2]
+    )
     assert "the prompt has no tokens" in decode(capsys, model, prompt="")[2]
     assert "exceed the cache" in decode(capsys, model, prompt="a" * 200)[2]
 
@@ -323,7 +324,7 @@ def test_step_records(traces):
             assert len(r.overlap) == r.num_drafted
     for name in {r.request for r in records}:
         mine = [r for r in records if r.request == name]
-        for before, after in zip(mine, mine[1:], strict=False):
+        for before, after in itertools.pairwise(mine):
             assert after.position == before.position + before.num_accepted + 1
             assert after.context - after.position == before.context - before.position
 

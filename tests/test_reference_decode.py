@@ -16,11 +16,12 @@ from test_reference_helpers import (
 
 from reference import policy
 from reference.cache import make_batch
-from reference.decode import LOSSY_RULES, RULES, Decoder, Request
+from reference.decode import LOSSY_RULES, RULES, Decoder
 from reference.draft.eagle import EagleDrafter, load_head, save_head
 from reference.draft.neural import DraftModelDrafter, EarlyExitDrafter
 from reference.draft.ngram import NgramDrafter
 from reference.model import random_model
+from reference.request import Request
 from reference.sampling import SeededRandomness, Warp
 from reference.stopping import StopRule
 from specsim.errors import ConfigError
@@ -84,9 +85,9 @@ def test_greedy_trees_equal_autoregressive(target, method, shape):
 def test_a_row_does_not_depend_on_its_batch(target, method, warp):
     """Property 20: ragged prompts and lengths, rows that end and are replaced."""
     prompts = [(1, 2, 3), (4,), (5, 6, 7, 8, 9, 5, 6), (2, 2), (1, 2, 1, 2, 1)]
-    lengths = [9, 14, 5, 11, 7]
+    cases = list(zip(prompts, [9, 14, 5, 11, 7], strict=True))
     make = lambda: [  # noqa: E731
-        request(f"r{i}", p, n, seed=i) for i, (p, n) in enumerate(zip(prompts, lengths, strict=True))
+        request(f"r{i}", p, n, seed=i) for i, (p, n) in enumerate(cases)
     ]
     together, alone = make(), make()
     decode(target, method, together, rows=3, warp=warp)
@@ -174,6 +175,45 @@ def assert_head_is_fresh(target, drafter, tokens):
         drafter.head(state, embedding, batch, fresh.keys[0], fresh.values[0])
     ours = drafter.cache.keys[0, 0, :, :length]
     torch.testing.assert_close(ours, fresh.keys[0, 0, :, :length])
+
+
+@pytest.mark.parametrize("method", ["early-exit", "draft-model", "eagle"])
+def test_drafts_equal_uncached_drafts_at_every_step(target, method):
+    """Property 16: what is drafted is what the draft says without a cache (else only speed
+    suffers, and nobody notices)."""
+    drafter = make_drafter(method, target)
+    proposed = []
+    propose = drafter.propose
+    drafter.propose = lambda *a: proposed.append(propose(*a)[0]) or [proposed[-1]]
+    decoder = Decoder(target, drafter, policy=policy.fixed(3), capacity=48)
+    r = request(new=18)
+    decoder.admit(r)
+    while decoder.rows:
+        before = list(r.tokens)
+        decoder.step()
+        if not proposed[-1].tokens:
+            continue
+        fresh = make_drafter(method, target)
+        other = Decoder(target, fresh, policy=policy.fixed(3), capacity=48)
+        other.admit(request(prompt=before[:-1], new=20))
+        other.rows[0].tokens.append(before[-1])
+        if method == "eagle":  # its features come from the target's pass over the context
+            other.drafter.observe(0, features_of(target, drafter, before))
+        other.cache.lengths[0] = len(before) - 1
+        if method == "early-exit":
+            with torch.inference_mode():
+                other.cache.lengths[0] = 0
+                target(make_batch([before[:-1]], other.cache), other.cache)
+        levels = (1,) * len(proposed[-1].tokens)
+        again = fresh.propose(other.rows, [levels], GREEDY)[0]
+        assert again.tokens == proposed[-1].tokens
+
+
+def features_of(target, drafter, tokens):
+    cache = target.new_cache(1, len(tokens))
+    with torch.inference_mode():
+        batch = make_batch([tokens[:-1]], cache)
+        return target(batch, cache, feature_layers=drafter.feature_layers).features
 
 
 @given(st.integers(0, 10**6), st.sampled_from(METHODS), st.integers(0, 4), st.integers(1, 3))
@@ -266,14 +306,14 @@ def test_stop_strings_cut_at_the_first_token_that_completes_one():
 @pytest.mark.parametrize("method", METHODS)
 def test_seeded_and_global_state_untouched(target, method):
     """Property 19: the same seed gives the same text, another seed another."""
-    numpy_before, torch_before = np.random.get_state()[1].tolist(), torch.get_rng_state()
+    numpy_before, torch_before = np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
     texts = []
     for seed in (1, 1, 2):
         r = request(new=16, seed=seed)
         decode(target, method, [r], warp=FLAT)
         texts.append(r.generated)
     assert texts[0] == texts[1] != texts[2]
-    assert np.random.get_state()[1].tolist() == numpy_before
+    assert np.random.get_state()[1].tolist() == numpy_before  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), torch_before)
 
 
@@ -302,7 +342,7 @@ def test_bad_arguments(target):
         Decoder(target, rows=0)
     with pytest.raises(ValueError, match="early exit after 2 layers"):
         Decoder(target, EarlyExitDrafter(2), capacity=32)
-    with pytest.raises(ValueError, match="n-gram lengths 3..2"):
+    with pytest.raises(ValueError, match=r"n-gram lengths 3\.\.2"):
         NgramDrafter(longest=2, shortest=3)
     full = Decoder(target, capacity=32)
     full.admit(request())

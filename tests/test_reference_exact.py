@@ -56,6 +56,12 @@ def test_joint_with_three_tokens_and_two_drafts(method, rule):
     assert_lossless(tiny_model(3, seed=4), method, lambda: policy.fixed(2), 4, rule=rule)
 
 
+def test_block_with_three_drafts():
+    """Block verification decides over prefixes of length 1 and 2: K = 3, horizon 5."""
+    target = tiny_model(2, seed=3)
+    assert_lossless(target, "draft-model", lambda: policy.fixed(3), 5, rule="block")
+
+
 @pytest.mark.parametrize("distinct", [False, True])
 @pytest.mark.parametrize("method", NEURAL)
 def test_tree_joint(method, distinct):

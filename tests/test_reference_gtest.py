@@ -12,8 +12,9 @@ from test_reference_helpers import make_drafter, tiny_config
 
 from reference import policy
 from reference.cache import make_batch
-from reference.decode import Decoder, Request
+from reference.decode import Decoder
 from reference.model import random_model
+from reference.request import Request
 from reference.sampling import SeededRandomness, Warp
 
 SAMPLES, SIGNIFICANCE, HORIZON = 20_000, 1e-6, 4
@@ -94,9 +95,7 @@ def sample(model, method, policy_, rule, warp, *, distinct=False, seed=0, sample
         model, make_drafter(method, model, **options), warp=warp, policy=policy_, rule=rule,
         rows=256, capacity=16,
     )  # fmt: skip
-    requests = [
-        Request(f"{i}", PROMPT, HORIZON, SeededRandomness(seed, i)) for i in range(samples)
-    ]
+    requests = [Request(f"{i}", PROMPT, HORIZON, SeededRandomness(seed, i)) for i in range(samples)]
     for _ in decoder.run(requests):
         pass
     return np.array([r.generated for r in requests])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from reference.cache import make_batch
-from reference.decode import Decoder, Request
+from reference.decode import Decoder
 from reference.draft.base import Drafter
 from reference.draft.eagle import EagleConfig, EagleDrafter, random_head
 from reference.draft.neural import DraftModelDrafter, EarlyExitDrafter
@@ -19,6 +19,7 @@ from reference.draft.ngram import NgramDrafter
 from reference.exact import Enumerator, distribution
 from reference.model import Model, ModelConfig, random_model
 from reference.policy import Policy
+from reference.request import Request
 from reference.sampling import Warp
 from reference.stopping import StopRule
 
@@ -113,7 +114,7 @@ def decoder_joint(
     *,
     warp: Warp = FLAT,
     rule: str = "chain",
-    stop: StopRule = StopRule(),
+    stop: StopRule | None = None,
     prefill_chunk: int | None = None,
 ) -> dict[tuple[int, ...], float]:
     """Exact joint of what the production decoder emits, over all of its randomness."""
@@ -123,7 +124,7 @@ def decoder_joint(
             target, drafter(), warp=warp, policy=policy(), rule=rule, capacity=48,
             prefill_chunk=prefill_chunk,
         )  # fmt: skip
-        request = Request("r", prompt, horizon, randomness=chooser, stop=stop)
+        request = Request("r", prompt, horizon, randomness=chooser, stop=stop or StopRule())
         for _ in decoder.run([request]):
             pass
         return tuple(request.generated)

@@ -4,8 +4,9 @@ import pytest
 from test_reference_helpers import make_drafter, tiny_model
 
 from reference import policy
-from reference.decode import Decoder, Request
+from reference.decode import Decoder
 from reference.graphs import GraphedModel
+from reference.request import Request
 from reference.sampling import Warp
 from reference.serve import Arrival, serve, summarise
 

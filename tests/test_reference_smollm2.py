@@ -12,11 +12,12 @@ from test_reference_helpers import fresh_logits
 
 from reference import policy
 from reference.cache import make_batch
-from reference.decode import Decoder, Request
+from reference.decode import Decoder
 from reference.draft.eagle import EagleConfig, EagleDrafter, random_head
 from reference.draft.neural import DraftModelDrafter, EarlyExitDrafter
 from reference.draft.ngram import NgramDrafter
 from reference.prompts import load_prompts
+from reference.request import Request
 from reference.sampling import SeededRandomness, Warp
 from reference.stopping import StopRule
 from reference.weights import load
@@ -155,9 +156,7 @@ def exact_joint(smollm2):
     joint = {(): 1.0}
     for length in range(HORIZON):
         prefixes, longer = list(joint), {}
-        for chunk in [
-            prefixes[i : i + 64] for i in range(0, len(prefixes), 64)
-        ]:
+        for chunk in [prefixes[i : i + 64] for i in range(0, len(prefixes), 64)]:
             cache = smollm2.model.new_cache(len(chunk), len(prompt) + length)
             batch = make_batch([[*prompt, *prefix] for prefix in chunk], cache)
             last = torch.arange(1, len(chunk) + 1) * (len(prompt) + length) - 1
@@ -189,9 +188,7 @@ def test_g_test(smollm2, exact_joint, method, shape, rule):
         smollm2.model, drafter_for(method, smollm2.model), warp=NARROW, policy=shape, rule=rule,
         rows=64, capacity=24,
     )  # fmt: skip
-    requests = [
-        Request(f"{i}", prompt, HORIZON, SeededRandomness(7, i)) for i in range(SAMPLES)
-    ]
+    requests = [Request(f"{i}", prompt, HORIZON, SeededRandomness(7, i)) for i in range(SAMPLES)]
     for _ in decoder.run(requests):
         pass
     cells = {sequence: i for i, sequence in enumerate(joint)}

@@ -42,9 +42,7 @@ def propose_chain(q, k, chooser, prefix=()):
 
 def chain_rows(p, draft, prefix=()):
     """(K + 1, V): p after each prefix of the draft."""
-    return torch.stack(
-        [p[(*prefix, *draft.tokens[:i])] for i in range(len(draft.tokens) + 1)]
-    )
+    return torch.stack([p[(*prefix, *draft.tokens[:i])] for i in range(len(draft.tokens) + 1)])
 
 
 def node_prefix(draft, node):
@@ -221,7 +219,7 @@ class ExtremeRandomness:
     """u = 0, the smallest draw; and the first token of positive weight."""
 
     def bernoulli(self, probability):
-        return 0.0 < probability
+        return probability > 0.0
 
     def categorical(self, weights):
         check_total(float(weights.sum()))
@@ -262,7 +260,7 @@ def test_greedy_is_the_sampled_rule_on_one_hot_targets():
     for _ in range(50):
         logits = torch.randn(4, 5, generator=generator, dtype=torch.float64)
         tokens = torch.randint(5, (3,), generator=generator).tolist()
-        tokens[: 2] = logits[:2].argmax(-1).tolist()
+        tokens[:2] = logits[:2].argmax(-1).tolist()
         p = Warp(temperature=0).probabilities(logits)
         draft = chain(tokens, None)
         sampled = verify.verify_chain(draft, p, SeededRandomness(1))
@@ -478,7 +476,7 @@ def test_warp_refuses(bad):
 
 def test_draws_are_fresh_seeded_and_leave_global_state_alone():
     """Property 19: same seed, same draws; other stream, other draws; no global state."""
-    numpy_before, torch_before = np.random.get_state()[1].tolist(), torch.get_rng_state()
+    numpy_before, torch_before = np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
     weights = torch.full((1000,), 1e-3, dtype=torch.float64)
 
     def draws(seed, stream):
@@ -488,7 +486,7 @@ def test_draws_are_fresh_seeded_and_leave_global_state_alone():
     assert draws(1, 0) == draws(1, 0)
     assert draws(1, 0) != draws(1, 1) != draws(2, 1)
     assert len(set(draws(1, 0))) > 15
-    assert np.random.get_state()[1].tolist() == numpy_before
+    assert np.random.get_state()[1].tolist() == numpy_before  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), torch_before)
 
 
@@ -499,6 +497,35 @@ def test_bernoulli_frequency(probability):
     hits = sum(randomness.bernoulli(probability) for _ in range(n))
     spread = math.sqrt(probability * (1 - probability) / n)
     assert abs(hits / n - probability) <= 6 * spread
+
+
+def test_successive_draws_are_independent():
+    """Property 19: a choice tells nothing about the next one (a shared uniform would)."""
+    randomness, tenth = SeededRandomness(11), torch.full((10,), 0.1, dtype=torch.float64)
+    counts = np.zeros((2, 10))
+    repeats = np.zeros(10)
+    before = None
+    for _ in range(4000):
+        accepted, token = randomness.bernoulli(0.5), randomness.categorical(tenth)
+        counts[int(accepted), token] += 1
+        repeats[token] += token == before
+        before = token
+    assert abs(counts - 200).max() < 6 * math.sqrt(200)
+    assert abs(repeats - 40).max() < 6 * math.sqrt(40)
+
+
+def test_smallest_uniform_accepts_nothing_impossible():
+    """Property 7: u = 0 from the production generator; a = 0 stays impossible."""
+
+    class Zero:
+        def random(self):
+            return 0.0
+
+    randomness = SeededRandomness(0)
+    randomness._generator = Zero()
+    assert not randomness.bernoulli(0.0)
+    assert randomness.bernoulli(1e-300)
+    assert randomness.categorical(torch.tensor([0.0, 1.0], dtype=torch.float64)) == 1
 
 
 def test_without_the_only_token():

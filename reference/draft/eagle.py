@@ -21,7 +21,8 @@ from reference.cache import Batch, KVCache
 from reference.draft.base import Row
 from reference.draft.neural import NeuralDrafter
 from reference.draft.tree import Draft
-from reference.model import Layer, Linear, Model, ModelConfig, RMSNorm, rope_tables
+from reference.model import Layer, Linear, Model, ModelConfig, RMSNorm
+from reference.rope import rope_tables
 from reference.sampling import Warp
 from specsim.errors import ConfigError
 
@@ -91,7 +92,8 @@ class EagleHead(nn.Module):
 
     def set_rope(self) -> None:
         """Fill the rotary tables, in the head's dtype and on its device."""
-        self.rope = rope_tables(self.config.layer, self.config.max_positions).to(self.norm.weight)
+        c = self.config
+        self.rope = rope_tables(c.head_dim, c.max_positions, c.rope_theta).to(self.norm.weight)
 
     def forward(
         self, state: Tensor, embedding: Tensor, batch: Batch, keys: Tensor, values: Tensor
@@ -121,7 +123,8 @@ class EagleDrafter(NeuralDrafter):
         if (ours.vocab_size, ours.hidden_size) != (theirs.vocab_size, theirs.hidden_size):
             raise ValueError(
                 f"the head belongs to a target of {ours.vocab_size} tokens × {ours.hidden_size}, "
-                f"this one has {theirs.vocab_size} × {theirs.hidden_size}: another vocabulary or model"
+                f"this one has {theirs.vocab_size} × {theirs.hidden_size}: "
+                "another vocabulary or model"
             )
         self.target = target
         shape = (1, rows, ours.num_kv_heads, capacity, ours.head_dim)
@@ -159,15 +162,14 @@ class EagleDrafter(NeuralDrafter):
         keys, values = self.cache.keys[0], self.cache.values[0]
         state = self.head(state, embedding, batch, keys, values)[select]  # (selected, d)
         self._remember(batch, state, parents)
-        logits = state.new_full((len(state), self.head.config.vocab_size), -torch.inf)
+        logits: Tensor = state.new_full((len(state), self.head.config.vocab_size), -torch.inf)
         logits[:, self.head.token_ids] = self.head.logits(state)  # (selected, R) → (selected, V)
         return logits
 
     def _take(self, batch: Batch) -> Tensor:
         """(T, F) waiting features of the pairs in the batch; what is not fed yet stays."""
         taken = []
-        rows, counts = batch.rows.unique(return_counts=True)
-        for b, count in zip(rows.tolist(), counts.tolist(), strict=True):
+        for b, count in enumerate(batch.counts):
             taken.append(self._pending[b][:count])
             self._pending[b] = self._pending[b][count:]
         return torch.cat(taken)
@@ -175,10 +177,11 @@ class EagleDrafter(NeuralDrafter):
     def _remember(self, batch: Batch, state: Tensor, parents: list[list[int]] | None) -> None:
         """Keep the states of the nodes just fed: their children continue them."""
         if parents is None:
-            for b, line in zip(batch.rows.unique().tolist(), state, strict=True):
+            fed = [b for b, count in enumerate(batch.counts) if count]
+            for b, line in zip(fed, state, strict=True):
                 self._states[b] = line[None]  # the root's
             return
-        for b, lines in enumerate(state.split([len(row) for row in parents])):
+        for b, lines in enumerate(torch.split(state, [len(row) for row in parents])):
             if len(lines):
                 self._states[b] = torch.cat((self._states[b], lines))
 
@@ -227,7 +230,7 @@ def load_head(path: str | Path, dtype: torch.dtype, device: torch.device) -> Eag
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         values = json.loads(metadata["eagle_config"])
         config = replace(EagleConfig(**values), feature_layers=tuple(values["feature_layers"]))
         head = EagleHead(config, tensors["token_ids"]).to(dtype=dtype, device=device)

@@ -10,7 +10,7 @@ from torch import Tensor
 from reference.cache import Batch, KVCache, TreeRows, make_batch
 from reference.draft.base import Drafter, Row
 from reference.draft.tree import Draft, draw_children
-from reference.model import Model
+from reference.model import Model, Output
 from reference.sampling import Warp
 
 
@@ -82,7 +82,9 @@ class NeuralDrafter(Drafter):
     def _extend(self, drafts: list[Draft], frontiers: list[list[int]]) -> list[Tensor]:
         """Feed one level's nodes; the logits at each of them."""
         tokens = [[d.tokens[i] for i in nodes] for d, nodes in zip(drafts, frontiers, strict=True)]
-        parents = [[d.parents[i] for i in nodes] for d, nodes in zip(drafts, frontiers, strict=True)]
+        parents = [
+            [d.parents[i] for i in nodes] for d, nodes in zip(drafts, frontiers, strict=True)
+        ]
         trees = [
             d.level_rows(nodes) if nodes else None
             for d, nodes in zip(drafts, frontiers, strict=True)
@@ -101,13 +103,14 @@ class NeuralDrafter(Drafter):
         counts = [len(row) for row in tokens]
         ends = torch.tensor(counts).cumsum(0).tolist()
         if parents is None:
-            select, counts = [end - 1 for end, n in zip(ends, counts, strict=True) if n], [
-                min(1, n) for n in counts
-            ]
+            select, counts = (
+                [end - 1 for end, n in zip(ends, counts, strict=True) if n],
+                [min(1, n) for n in counts],
+            )
         else:
             select = list(range(ends[-1]))
         index = torch.tensor(select, device=self.cache.device)
-        return list(self.forward(batch, index, parents).split(counts))
+        return list(torch.split(self.forward(batch, index, parents), counts))
 
     def rollback(self, row: int, length: int) -> None:
         self.cache.rollback(row, length)
@@ -136,11 +139,14 @@ class DraftModelDrafter(NeuralDrafter):
     def bind(self, target: Model, cache: KVCache, rows: int, capacity: int) -> None:
         ours, theirs = self.model.config.vocab_size, target.config.vocab_size
         if ours != theirs:
-            raise ValueError(f"the draft has {ours} tokens, the target {theirs}: they must share one vocabulary")
+            raise ValueError(
+                f"the draft has {ours} tokens, the target {theirs}: they must share one vocabulary"
+            )
         self.cache = self.model.new_cache(rows, capacity)
 
     def forward(self, batch: Batch, select: Tensor, parents: list[list[int]] | None) -> Tensor:
-        return self.model(batch, self.cache, select=select).logits
+        out: Output = self.model(batch, self.cache, select=select)
+        return out.logits
 
 
 class EarlyExitDrafter(NeuralDrafter):
@@ -152,9 +158,7 @@ class EarlyExitDrafter(NeuralDrafter):
 
     name = "early-exit"
 
-    def __init__(
-        self, num_layers: int, *, distinct: bool = False, stop_below: float = 0.0
-    ) -> None:
+    def __init__(self, num_layers: int, *, distinct: bool = False, stop_below: float = 0.0) -> None:
         super().__init__(distinct=distinct, stop_below=stop_below)
         self.num_layers = num_layers
 
@@ -184,4 +188,5 @@ class EarlyExitDrafter(NeuralDrafter):
         return 0
 
     def forward(self, batch: Batch, select: Tensor, parents: list[list[int]] | None) -> Tensor:
-        return self.model(batch, self.cache, select=select, num_layers=self.num_layers).logits
+        out: Output = self.model(batch, self.cache, select=select, num_layers=self.num_layers)
+        return out.logits

@@ -21,7 +21,9 @@ class NgramDrafter(Drafter):
 
     def __init__(self, longest: int = 3, shortest: int = 2) -> None:
         if not 1 <= shortest <= longest:
-            raise ValueError(f"n-gram lengths {shortest}..{longest} are not 1 <= shortest <= longest")
+            raise ValueError(
+                f"n-gram lengths {shortest}..{longest} are not 1 <= shortest <= longest"
+            )
         self.sizes = range(longest, shortest - 1, -1)
         self._indices: WeakKeyDictionary[Row, _Index] = WeakKeyDictionary()
 

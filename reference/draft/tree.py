@@ -115,4 +115,3 @@ def draw_children(
         if draft.distinct and len(children) < count:
             left = without(left, token)
     return children
-
