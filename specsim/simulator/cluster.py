@@ -54,7 +54,7 @@ class Cluster:
         env, setup = self.env, self.setup
         self._progress = progress
         for replica in self.replicas:
-            env.process(replica.run())
+            replica.process = env.process(replica.run())
         for fault in setup.faults:
             env.process(self._fault(fault))
         if setup.arrivals.process == "closed":

@@ -59,7 +59,8 @@ class Replica:
         self._wake: simpy.Event | None = None
         self._admitted = 0
         self._tokens_in = 0
-        self._life = 0
+        self._stepping = False
+        self.process: simpy.Process | None = None
         self._running: dict[int, Request] = {}  # decoding, by id, in the order they joined
         self._watermark = int(limits.watermark * limits.num_blocks)
         self._overlapped = limits.overlapped and policy.kind != "off"
@@ -123,11 +124,15 @@ class Replica:
             if not (batch.count or self.waiting or self.prefilling):
                 self._wake = env.event()
                 yield self._wake
-            life = self._life
             seconds, k, chunks = self._start_step()
-            yield timeout(seconds)
-            if life == self._life:  # else it stopped meanwhile, and the step is lost
-                self._end_step(k, chunks, seconds)
+            self._stepping = True
+            try:
+                yield timeout(seconds)
+            except simpy.Interrupt:
+                continue  # the replica stopped meanwhile, and the step is lost
+            finally:
+                self._stepping = False
+            self._end_step(k, chunks, seconds)
 
     def _start_step(self) -> tuple[float, Any, list[tuple[Request, int]] | None]:
         """Decide what the next step computes and how long it takes."""
@@ -414,7 +419,8 @@ class Replica:
     def stop(self) -> list[Request]:
         """The replica dies; what it held, to be started over, in the order it came."""
         self.alive = False
-        self._life += 1
+        if self._stepping and self.process is not None:
+            self.process.interrupt()
         for request in [*self._running.values(), *self.prefilling]:
             self.preempt(request)
         held = sorted(self.waiting, key=lambda request: request.id)

@@ -63,9 +63,11 @@ class Timetable:
 
     def advance(self, num_draft_tokens: int) -> list[Request]:
         """Run one step; the requests that it finishes, in the order they joined."""
+        count = self.count
+        if count == 0:
+            return []
         now = self._now
         step = self._offset + now
-        count = self.count
         self.steps += count
         if self.num_draft_tokens:
             emitted = int(self._emitted[now])
