@@ -79,6 +79,8 @@ LIMITS = {
     "warm_weights_bytes": (1e6, 2e8),
     "warm_kv_bytes": (1e6, 2e8),
 }
+#: Elements of a kernel with next to nothing to do.
+SMALL_ELEMENTS = 32_768
 #: A cache term must lower the loss to this part to be kept.
 WORTH_IT = 0.9
 #: Errors below this are as good as none: keeps the fit smooth.
@@ -198,13 +200,22 @@ def balanced_experts(gpu: str) -> pd.DataFrame:
 
 
 def fit_link(gpu: GpuSpec) -> Constants:
-    """Constants of an all-reduce among 2, 4 and 8 GPUs, messages up to 16 MB."""
+    """Constants of an all-reduce among 2, 4 and 8 GPUs."""
     table = tables.all_reduce(gpu.name)
-    table = table[(table["message_bytes"] <= 16e6) & (table["gpus"] <= 8)]
-    names = ("link_share", "link_latency_s", "link_hop_s")
+    table = table[table["gpus"] <= 8]
+    names = ("link_share", "link_latency_s", "link_hop_s", "link_ramp_bytes")
     seconds = table["seconds"].to_numpy()
     operation = all_reduce_operation(table)
-    return _best(gpu, names, [(0.6, 5e-6, 1e-7)], operation, seconds, np.ones(len(table)))[0]
+    return _best(gpu, names, [(0.6, 5e-6, 1e-7, 5e6)], operation, seconds, np.ones(len(table)))[0]
+
+
+def fit_small(gpu: GpuSpec) -> Constants:
+    """Time of an elementwise kernel with next to nothing to do (scaling a few rows)."""
+    table = tables.read(gpu.name, "quantize", "scale_matrix_perf", "vllm")
+    tiny = table[(table["m"] * table["k"] <= SMALL_ELEMENTS)]
+    if tiny.empty:
+        raise MissingDataError(f"no small kernels for {gpu.name!r}")
+    return {"small_s": float(tiny["seconds"].median())}
 
 
 def _best(
@@ -258,7 +269,7 @@ def _allowed(values: Constants) -> bool:
 
 
 FITS: tuple[Callable[[GpuSpec], Constants], ...] = (
-    fit_gemm, fit_narrow, fit_attention, fit_narrow_attention, fit_experts, fit_link,
+    fit_gemm, fit_narrow, fit_attention, fit_narrow_attention, fit_experts, fit_link, fit_small,
 )  # fmt: skip
 
 
@@ -329,7 +340,7 @@ def _link_constants(measured: dict[str, Constants], gpu: str) -> Constants:
         return datasheet(name).link.startswith("PCIe")
 
     alike = [measured[name] for name in measured if is_pcie(name) == is_pcie(gpu)]
-    names = ("link_share", "link_latency_s", "link_hop_s")
+    names = ("link_share", "link_latency_s", "link_hop_s", "link_ramp_bytes")
     return {n: float(np.median([one[n] for one in alike if n in one])) for n in names}
 
 

@@ -28,7 +28,7 @@ MODELS = {
 }
 #: Bandwidth share of MagicDec's own attention kernels on A100, one of the four constants
 #: fitted to its Llama-2 rows (`validation.fit_runtimes`); the A100 table has vLLM's.
-MAGICDEC_ATTENTION_SHARE = 0.866
+MAGICDEC_ATTENTION_SHARE = 0.864
 #: Tokens of context where a source gives none (MT-Bench turns).
 ASSUMED_CONTEXT = 300.0
 

@@ -61,6 +61,7 @@ _GPU_CONSTANTS = {
     "link_share": 1.0,
     "link_latency_s": 1e-3,
     "link_hop_s": 1e-3,
+    "link_ramp_bytes": 1e9,
     "warm_weights_bytes": 1e9,
     "warm_weights_saving": 1.0,
     "warm_kv_bytes": 1e9,

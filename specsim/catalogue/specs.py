@@ -50,7 +50,8 @@ class GpuSpec:
     a cache in 8 bits.
     Experts: `expert_share` of bandwidth, `expert_compute_share`, `expert_fixed_s`.
     Small kernels (norms, rotary embedding, activation): `small_s`.
-    All-reduce: `link_share`, `link_latency_s`, `link_hop_s` per GPU beyond the second.
+    All-reduce: `link_share`, `link_latency_s`, `link_hop_s` per GPU beyond the second;
+    messages well above `link_ramp_bytes` reach the share, smaller ones less.
     `warm_*` describe tables whose operands stay in the level-2 cache between repetitions:
     up to about so many bytes, this part of the memory time is saved. A model's own pass
     finds its weights and cache cold.
@@ -92,6 +93,7 @@ class GpuSpec:
     link_share: float = 0.75
     link_latency_s: float = 8e-6
     link_hop_s: float = 0.0
+    link_ramp_bytes: float = 0.0
     warm_weights_bytes: float = 0.0
     warm_weights_saving: float = 0.0
     warm_kv_bytes: float = 0.0

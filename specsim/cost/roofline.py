@@ -164,8 +164,9 @@ def _small(gpu: GpuSpec, op: Operation) -> OperationTime:
 
 def _all_reduce(gpu: GpuSpec, op: Operation) -> OperationTime:
     """A ring sends and receives 2(g − 1)/g of the message per GPU; a small message costs
-    the latency of its hops."""
+    the latency of its hops, one of middling size does not fill the links."""
     moved = 2 * (op.group - 1) / op.group * op.activation_bytes
+    moved = moved + np.sqrt(moved * gpu.link_ramp_bytes)
     return OperationTime.of(
         op, memory_s=0.0, compute_s=0.0,
         link_s=moved / (gpu.link_bytes_per_s * gpu.link_share),
