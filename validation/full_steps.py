@@ -23,6 +23,7 @@ from validation.published_steps import (
     ASSUMED_CONTEXT,
     magicdec_gpu,
     magicdec_groups,
+    magicdec_runtime,
     predict,
     published,
 )
@@ -119,11 +120,10 @@ def _vllm_issue() -> Iterator[Row]:
 
 def _magicdec() -> Iterator[Row]:
     limit = bounds("full_steps")
-    runtime = loader.runtime("magicdec")
     for label, group in magicdec_groups():
         baseline, verify, ratio, draft = [], [], [], []
         for row in group:
-            guess = predict(row, runtime, magicdec_gpu(row), "sparse-kv")
+            guess = predict(row, magicdec_runtime(row), magicdec_gpu(row), "sparse-kv")
             assert row.baseline_s
             assert row.verify_s
             assert row.draft_s

@@ -136,6 +136,22 @@ def magicdec_gpu(row: Published, share: float = MAGICDEC_ATTENTION_SHARE) -> Gpu
     return dataclasses.replace(gpu, attention_share=share) if row.gpu == "a100" else gpu
 
 
+def magicdec_runtime(row: Published) -> RuntimeSpec:
+    """MagicDec's runtime on the row's GPU.
+
+    Its step is one compiled graph, so what a sequence and a token add is work of the GPU
+    (cache bookkeeping, sampling), bound by memory: the A100's constants shrink with its
+    bandwidth over this GPU's. The host's time a step stays.
+    """
+    runtime = loader.runtime("magicdec")
+    ratio = loader.gpu("a100").bandwidth_bytes_per_s / loader.gpu(row.gpu).bandwidth_bytes_per_s
+    return dataclasses.replace(
+        runtime,
+        sequence_s=dataclasses.replace(runtime.sequence_s, value=runtime.sequence_s.value * ratio),
+        token_s=dataclasses.replace(runtime.token_s, value=runtime.token_s.value * ratio),
+    )
+
+
 def magicdec_groups() -> Iterator[tuple[str, list[Published]]]:
     """Rows by model and GPU."""
     rows = published("MagicDec")
