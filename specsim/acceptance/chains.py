@@ -65,12 +65,14 @@ class PerPosition(Law):
     """Conditional acceptance h_1, h_2, … by position in the draft.
 
     Beyond the last given position the last hazard goes on (an extrapolation:
-    `measured_to` tells where it starts). `low` and `high` bound the hazards.
+    `measured_to` tells where it starts), unless the draft `ends` there: then nothing
+    beyond it is accepted (a tree of that depth). `low` and `high` bound the hazards.
     """
 
     conditional: tuple[float, ...]
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
+    ends: bool = False
 
     def __post_init__(self) -> None:
         if not self.conditional:
@@ -84,9 +86,9 @@ class PerPosition(Law):
                 check_probability(f"conditional acceptance at position {i}", h)
 
     @property
-    def measured_to(self) -> int:  # type: ignore[override]
-        """Number of positions given."""
-        return len(self.conditional)
+    def measured_to(self) -> int | None:  # type: ignore[override]
+        """Number of positions given; None where the draft ends with them."""
+        return None if self.ends else len(self.conditional)
 
     @staticmethod
     def from_survival(survival: Sequence[float]) -> PerPosition:
@@ -101,7 +103,8 @@ class PerPosition(Law):
 
     def _extended(self, vector: Sequence[float], num_positions: int) -> Array:
         known = np.asarray(vector[:num_positions], dtype=float)
-        return np.concatenate((known, np.full(num_positions - len(known), vector[-1])))
+        beyond = 0.0 if self.ends else vector[-1]
+        return np.concatenate((known, np.full(num_positions - len(known), beyond)))
 
     def survival(self, num_draft_tokens: int) -> Array:
         """s_i = h_1 · … · h_i."""

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from specsim.acceptance.law import Array, Law
+from specsim.acceptance.trees import tree_law
 from specsim.analytic.drafted import drafted_tokens
 from specsim.analytic.formulas import acceptance_length, paying_ranges
 from specsim.cost.source import CostSource
 from specsim.cost.step import decode_step
-from specsim.deployment import Deployment
+from specsim.deployment import Deployment, Tree
 
 #: Batches that are looked at, one by one. Engines run a few hundred sequences a replica.
 MAX_SCANNED_BATCH = 1024
@@ -25,12 +26,13 @@ Pays = Callable[[npt.NDArray[Any]], npt.NDArray[np.bool_]]
 
 
 def break_even_alpha(
-    num_draft_tokens: Sequence[int], step_s: Array, baseline_s: float
+    num_draft_tokens: Sequence[int], step_s: Array, baseline_s: float, tree: Tree | None = None
 ) -> float | None:
     """The smallest i.i.d. α at which some K ≥ 1 is as fast as no speculation.
 
-    `step_s[i]` is the step time at `num_draft_tokens[i]`, shapes (K,). None if even α = 1
-    does not pay. Monotone in α, hence bisection.
+    `step_s[i]` is the step time at `num_draft_tokens[i]`, shapes (K,). With a `tree`, α is
+    that of its first children. None if even α = 1 does not pay. Monotone in α, hence
+    bisection.
     """
     ks = np.asarray(num_draft_tokens, dtype=float)
     drafting = ks >= 1
@@ -38,7 +40,11 @@ def break_even_alpha(
         return None
 
     def gain(alpha: float) -> float:
-        tau = acceptance_length(alpha, ks[drafting])
+        if tree is None:
+            tau = acceptance_length(alpha, ks[drafting])
+        else:
+            law = tree_law(alpha, steps=tree.steps, topk=tree.topk, nodes=tree.nodes)
+            tau = np.array([law.acceptance_length(int(k)) for k in ks[drafting]])
         return float(np.max(tau * baseline_s / np.asarray(step_s)[drafting]))
 
     if gain(1.0) < 1:
@@ -46,7 +52,7 @@ def break_even_alpha(
     low, high = 0.0, 1.0
     if gain(low) >= 1:
         return 0.0
-    for _ in range(50):
+    for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if gain(middle) < 1 else (low, middle)
     return high

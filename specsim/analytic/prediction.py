@@ -119,7 +119,10 @@ class Prediction:
         limit = deployment.target.spec.max_context
         return {
             "alpha": break_even_alpha(
-                grid.num_draft_tokens, grid.step_s[:, 0, 0], self.baseline()["step_s"]
+                grid.num_draft_tokens,
+                grid.step_s[:, 0, 0],
+                self.baseline()["step_s"],
+                deployment.draft.tree,
             ),
             "batch": paying_batches(
                 deployment, self.source, self.law, self._drafting, context, self.max_batch
@@ -177,7 +180,7 @@ class Prediction:
             *range_caveats(self.source, grid.batch, grid.context),
         ]
         pays = self.break_even["batch"]
-        if pays and batch > pays[-1][1]:
+        if pays and pays[-1][1] < min(batch, self.max_batch):
             found.append(
                 Caveat(
                     code="beyond-crossover",
