@@ -27,7 +27,7 @@ from specsim.analytic.formulas import break_even_cost_ratio, paying_ranges, quan
 from specsim.analytic.ratios import predict_from_ratios
 from specsim.analytic.uncertainty import EXACT
 from specsim.cost.roofline import Roofline
-from specsim.deployment import Deployment, PlacedModel, make_draft
+from specsim.deployment import Deployment, PlacedModel, Routing, make_draft
 from specsim.errors import ScenarioError
 
 
@@ -217,10 +217,10 @@ class TestBreakEven:
 
     def test_a_mixture_of_experts_has_two_crossovers(self) -> None:
         """Small batches: drafted tokens visit new experts; huge ones: compute-bound; in
-        between all experts are read anyway."""
+        between all experts are read anyway. Uniform routing shows it best."""
         prediction = predict(
             target="qwen3-30b-a3b", method="eagle3", gpu="h100-sxm", acceptance=Iid(0.5),
-            runtime="ideal", num_draft_tokens=[3], batch=1, context=64,
+            runtime="ideal", num_draft_tokens=[3], batch=1, context=64, routing=Routing(),
         )  # fmt: skip
         ranges = prediction.break_even["batch"]
         assert any(low > 1 for low, _ in ranges)

@@ -229,7 +229,8 @@ def _shape() -> Iterator[Row]:
         name = f"{case.source.split(' (')[0]}: {case.deployment.target.spec.name} "
         name += f"{case.deployment.draft.method} {case.task} K={case.num_draft_tokens}"
         yield statistic(f"D: {name}: 1 − rank correlation over batch", 1 - correlation,
-                        bound=limit["shape_rank"], provenance=f"{len(group)} batches")  # fmt: skip
+                        bound=limit["shape_rank"],
+                        provenance=f"{len(group)} batches{_not_monotone(group)}")  # fmt: skip
         crossings = [_crossover(group, values) for values in (predicted, observed)]
         if case.tau is not None and None not in crossings:
             factor = max(crossings) / min(crossings)  # type: ignore[type-var, operator]
@@ -239,6 +240,17 @@ def _shape() -> Iterator[Row]:
                             f"{crossings[1]:.0f}")  # fmt: skip
     for reason, count in sorted(left_out.items()):
         yield Row(name=f"D: left out: {reason}", error=None, provenance=f"{count} rows")
+
+
+def _not_monotone(group: Sequence[Outcome]) -> str:
+    """What a speedup that falls steadily would score, where the measured one does not."""
+    falling = spearmanr([-o.case.batch for o in group], [o.case.speedup for o in group])
+    if falling.statistic > 1 - 1e-9:
+        return ""
+    return (
+        f"; the measured speedup does not fall steadily: one that did would score "
+        f"{1 - falling.statistic:.2f}"
+    )
 
 
 def _crossover(group: Sequence[Outcome], speedups: Sequence[float]) -> float | None:

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import specsim as ss
+from specsim.cost.experts import TYPICAL
 from specsim.deployment import Deployment, PlacedModel, Tree, make_draft
 
 PATH = Path(__file__).parent / "data" / "published.csv"
@@ -129,6 +130,7 @@ def _case(row: Mapping[str, str]) -> Case | str:
     target = PlacedModel(
         spec=ss.model(MODELS[row["target_model"]]),
         weights=_weights(row["precision"]),
+        routing=TYPICAL,
         tensor_parallel=int(float(row["n_gpu_tp"][:1])) if row["n_gpu_tp"][:1].isdigit() else 1,
     )
     drafting = _draft(row, target)

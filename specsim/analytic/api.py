@@ -8,9 +8,10 @@ from specsim import catalogue
 from specsim.acceptance.law import Law
 from specsim.analytic.prediction import Prediction, predict_deployment
 from specsim.catalogue.specs import GpuSpec, ModelSpec, RuntimeSpec
+from specsim.cost.experts import TYPICAL
 from specsim.cost.roofline import Roofline
 from specsim.cost.source import CostSource
-from specsim.deployment import Deployment, PlacedModel, Tree, make_draft
+from specsim.deployment import Deployment, PlacedModel, Routing, Tree, make_draft
 
 
 def predict(
@@ -22,6 +23,7 @@ def predict(
     draft_weights: str | None = None, draft_tensor_parallel: int | None = None,
     draft_kv_budget: int | None = None, tree: Tree | None = None, exit_layer: int | None = None,
     runtime: RuntimeSpec | str = "vllm", cost_source: CostSource | None = None,
+    routing: Routing = TYPICAL,
 ) -> Prediction:  # fmt: skip
     """Speculative decoding on one deployment, from the closed form.
 
@@ -32,6 +34,7 @@ def predict(
         num_draft_tokens, batch, context: scalars or sequences; every combination is
             evaluated. Context in tokens.
         cost_source: where step times come from; the GPU's roofline when left out.
+        routing: how the tokens of a mixture-of-experts target spread over its experts.
 
     Returns:
         A `Prediction`: `.rows()`, `.best`, `.break_even`, `.to_frame()` (tidy pandas, one
@@ -43,7 +46,7 @@ def predict(
     """
     placed = PlacedModel(
         spec=catalogue.model(target) if isinstance(target, str) else target,
-        weights=weights, kv=kv, tensor_parallel=tensor_parallel,
+        weights=weights, kv=kv, tensor_parallel=tensor_parallel, routing=routing,
     )  # fmt: skip
     draft_spec = catalogue.model(draft) if isinstance(draft, str) else draft
     hardware = catalogue.gpu(gpu) if isinstance(gpu, str) else gpu
