@@ -29,9 +29,7 @@ def deployment(
     """An 8B target, a 1B draft if anything is drafted."""
     draft = Draft(method="none")
     if k:
-        draft = Draft(
-            method="draft-model", model=PlacedModel(spec=catalogue.model("llama-3.2-1b"))
-        )
+        draft = Draft(method="draft-model", model=PlacedModel(spec=catalogue.model("llama-3.2-1b")))
     chosen = catalogue.runtime(runtime)
     if host_s:
         chosen = replace(chosen, step_s=Estimate(host_s, host_s, host_s))
@@ -100,3 +98,6 @@ def timings(cluster: Cluster) -> bytes:
 #: Service by the prompt alone: `prompt` tokens cost as many seconds times SERVICE_S.
 SERVICE_S = 1e-3
 PER_TOKEN = Linear(base_s=0.0, token_s=SERVICE_S)
+ONE_SECOND = 1000  # prompt tokens of one second of service
+#: One seat: requests are served one after the other, each prompt in one step.
+SINGLE_SERVER = Limits(max_num_seqs=1, max_tokens=1_000_000, num_blocks=1_000_000, watermark=0.0)

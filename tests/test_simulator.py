@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from simulator_setups import IDEAL, deployment, length, run, setup, timings
+
 from specsim.acceptance import BetaRequests, Iid, Markov, PerPosition
 from specsim.errors import ScenarioError
 from specsim.metrics import Served, e2e, little
@@ -177,8 +177,9 @@ class Plain:
 def plain_engine(given_setup: Setup) -> list[list[float]]:
     """Continuous batching of one replica in forty lines: lists, and loops over tokens.
     Times of every token of every request."""
-    limits, cost = given_setup.limits, StepCost(
-        given_setup.deployment, given_setup.source, given_setup.limits.max_tokens
+    limits, cost = (
+        given_setup.limits,
+        StepCost(given_setup.deployment, given_setup.source, given_setup.limits.max_tokens),
     )
     columns = given_setup.requests
     everything = [

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from simulator_setups import PER_TOKEN, SERVICE_S, length, run, setup
+
 from specsim.simulator.kv_cache import BlockPool
 from specsim.simulator.result import records
 from specsim.simulator.router import ROUTERS
@@ -53,9 +53,7 @@ def stays(given_setup: Setup) -> list[float]:
     ],
 )
 def test_router_by_hand(router: str, expected: list[float]) -> None:
-    given_setup = queue(
-        [0.0, 0.1, 2.0, 3.5], [10_000, 1000, 1000, 1000], replicas=2, router=router
-    )
+    given_setup = queue([0.0, 0.1, 2.0, 3.5], [10_000, 1000, 1000, 1000], replicas=2, router=router)
     assert stays(given_setup) == pytest.approx(expected)
 
 

