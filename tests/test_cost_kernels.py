@@ -102,9 +102,20 @@ def test_explain_says_where_each_time_is_from() -> None:
     assert "o_proj [4096×4096]" in names
     assert any(n.startswith("gate_up_proj [scaled from") for n in names)
     assert "norms, rotary, activation [roofline]" in names
-    latent = PlacedModel(spec=loader.model("deepseek-v3"), tensor_parallel=8)
-    names = [t.operation.name for t in Kernels(gpu=H100).explain(latent, Work.uniform(4, 2, 700))]
-    assert "attention (latent) [roofline]" in names
+    hybrid = PlacedModel(spec=loader.model("qwen3.5-27b"))
+    names = [t.operation.name for t in Kernels(gpu=H100).explain(hybrid, Work.uniform(4, 2, 700))]
+    assert "linear attention [roofline]" in names
+
+
+@needs_tables
+def test_latent_attention_is_measured_by_heads_per_gpu() -> None:
+    """vLLM's tables time whole modules only: the kernel is another engine's, and says so."""
+    model = PlacedModel(spec=loader.model("deepseek-v3"), tensor_parallel=8)
+    source = Kernels(gpu=H100)
+    names = [t.operation.name for t in source.explain(model, Work.uniform(4, 2, 700))]
+    assert "attention (latent) [16 heads, sglang]" in names
+    prompt = source.explain(model, Work.prefill(1, 500))
+    assert "attention (latent) [roofline]" in [t.operation.name for t in prompt]
 
 
 @needs_tables

@@ -40,7 +40,7 @@ FITTED_BATCHES = (1, 4, 16, 64)
 
 def rows() -> list[Row]:
     """Every row."""
-    parts = (_vllm_fit, _vllm_issue, _magicdec, _sglang, _frameworks)
+    parts = (_vllm_fit, _vllm_issue, _magicdec, _sglang, _frameworks, _leviathan)
     return [row for part in parts for row in part()]
 
 
@@ -195,6 +195,23 @@ def _frameworks() -> Iterator[Row]:
             float(tau * plain / step), speedup, "×",
             provenance="arXiv 2503.01840 tables 1 and 3; τ of SGLang's run not printed, taken "
             "from the SpecForge dashboard",
+        )  # fmt: skip
+
+
+def _leviathan() -> Iterator[Row]:
+    """Cost ratios of T5 drafts on TPU v4, which Leviathan et al. read off profiles. The
+    constants are a median over NVIDIA GPUs: a compiled TPU program launches no kernels,
+    so small drafts come out too dear."""
+    source = Roofline(gpu=loader.gpu("tpu-v4"))
+
+    def seconds(name: str) -> float:
+        placed = PlacedModel(spec=loader.model(name))
+        return float(source.forward_time(placed, 1, 1, 64).seconds)
+
+    for name, ratio in (("t5-small", 0.02), ("t5-base", 0.04), ("t5-large", 0.11)):
+        yield comparison(
+            f"cost ratio of {name} to t5-xxl on TPU v4", seconds(name) / seconds("t5-xxl"), ratio,
+            "", provenance="arXiv 2211.17192, table 2; printed to two decimals",
         )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ from specsim.cost.kernels.operations import (
     expert_operation,
     gemm_operation,
     held_out,
+    latent_operation,
 )
 from specsim.cost.kernels.ratios import build
 from specsim.cost.operations import Operation
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BANDS = ((1, 16), (17, 64), (65, 256), (257, 512))
+#: Query heads per key–value head that make as many rows as verifying K + 1 = 4 tokens with
+#: the usual four query heads per key–value head.
+WIDE = 16
 #: Models whose passes are composed, with their parallel degree.
 COMPOSED = (("llama-3.1-8b", 1), ("llama-3.1-70b", 4), ("qwen3-30b-a3b", 1))
 SOURCE = "aiconfigurator-core 0.12.0, {engine} {version}"
@@ -67,6 +71,7 @@ def gpu_rows(gpu: GpuSpec) -> list[Row]:
         _narrow,
         _other_engines,
         _attention,
+        _latent,
         _experts,
         _links,
         _interpolation,
@@ -130,14 +135,18 @@ def _gemm(gpu: GpuSpec) -> Iterator[Row]:
 
 
 def _narrow(gpu: GpuSpec) -> Iterator[Row]:
-    for dtype, bound in (("fp8", bounds("silicon")["gemm_fp8"]), ("fp4", None)):
+    fp8 = bounds("silicon")["gemm_fp8"]
+    cases = (("fp8", "vllm", fp8), ("fp4", "vllm", None), ("int8", "trtllm", None))
+    for dtype, engine, bound in (*cases, ("int4", "trtllm", None)):
         try:
-            table = gemm_errors(gpu, dtype)
+            # nothing was fitted to other engines: all of their shapes are held out
+            table = gemm_errors(gpu, dtype, engine, held=engine == "vllm")
         except MissingDataError:
             continue
+        label = dtype if engine == "vllm" else f"{dtype} ({engine})"
         yield statistic(
-            f"{gpu.name} {dtype} gemm median", table[table["big"]]["error"].median(), bound=bound,
-            provenance=_source(gpu, "gemm", "gemm_perf", "vllm"),
+            f"{gpu.name} {label} gemm median", table[table["big"]]["error"].median(), bound=bound,
+            provenance=_source(gpu, "gemm", "gemm_perf", engine),
         )  # fmt: skip
 
 
@@ -171,10 +180,28 @@ def _attention(gpu: GpuSpec) -> Iterator[Row]:
         if len(windows):
             error = errors(gpu, attention_operation(windows, kv), windows)
             yield statistic(f"{name}, sliding window", np.median(error), provenance=source)
+    table = tables.generation_attention(gpu.name)
+    wide = table[(table["heads"] >= WIDE * table["kv_heads"]) & (table["window"] == 0)]
+    error = errors(gpu, attention_operation(wide), wide)
+    yield statistic(
+        f"{gpu.name} generation attention, {WIDE} and more queries per key–value head, median",
+        np.median(error), provenance=source,
+    )  # fmt: skip
     prompts = tables.context_attention(gpu.name)
     prompts = prompts[(prompts["window"] == 0) & (prompts["context"] >= 128)]
     error = errors(gpu, context_operation(prompts), prompts)
     yield statistic(f"{gpu.name} context attention, median", np.median(error), provenance=source)
+
+
+def _latent(gpu: GpuSpec) -> Iterator[Row]:
+    """Nothing was fitted to latent attention."""
+    table = tables.latent_attention(gpu.name)
+    error = errors(gpu, latent_operation(table), table)
+    engine = str(table["engine"].iloc[0])
+    yield statistic(
+        f"{gpu.name} latent attention, median", np.median(error),
+        provenance=_source(gpu, "mla", "generation_mla_perf", engine),
+    )  # fmt: skip
 
 
 def _experts(gpu: GpuSpec) -> Iterator[Row]:
@@ -190,6 +217,15 @@ def _experts(gpu: GpuSpec) -> Iterator[Row]:
     error = errors(gpu, expert_operation(table, "bf16", evenly_visited(table)), table)
     source = _source(gpu, "moe", "moe_perf", engine)
     yield statistic(f"{gpu.name} experts, even routing", np.median(error), provenance=source)
+    try:
+        narrow = tables.moe(gpu.name, "fp8")
+    except MissingDataError:
+        narrow = table.iloc[:0]
+    even = (narrow["distribution"] == "balanced") & (narrow["expert_parallel"] == 1)
+    narrow = narrow[even & (narrow["tokens"] <= 512)]
+    if len(narrow):
+        error = errors(gpu, expert_operation(narrow, "fp8", evenly_visited(narrow)), narrow)
+        yield statistic(f"{gpu.name} experts, fp8", np.median(error), provenance=source)
     skewed = tables.moe(gpu.name, engine=engine)
     law = (skewed["distribution"] == "power_law_1.01") & (skewed["experts"] >= 32)
     skewed = skewed[law & (skewed["expert_parallel"] == 1) & (skewed["tokens"] <= 512)]
@@ -223,7 +259,8 @@ def _interpolation(gpu: GpuSpec) -> Iterator[Row]:
     log_ratio = np.log(table["seconds"].to_numpy() / roofline)
     ratios = build(table, log_ratio, ("n", "k"), "m")
     found: list[float] = []
-    for (n, k), shape in table.groupby(["n", "k"]):
+    for n, k in table[["n", "k"]].drop_duplicates().itertuples(index=False):
+        shape = table[(table["n"] == n) & (table["k"] == k)]
         if n * k < BIG:
             continue
         ratio, _ = ratios.without((n, k)).at((n, k), shape["m"].to_numpy(dtype=float))

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float64]
 
+#: DeepSeek-V3's latent cache, which all tables of latent attention have.
+LATENT_RANK, LATENT_ROPE = 512, 64
+
 
 def _columns(table: pd.DataFrame, *names: str) -> tuple[Array, ...]:
     return tuple(table[name].to_numpy(dtype=float) for name in names)
@@ -51,6 +54,19 @@ def context_operation(table: pd.DataFrame) -> Operation:
     )
     tokens, pairs = batch * context, batch * context * (context + 1) / 2
     return _attention(batch, tokens, context, pairs, heads, kv_heads, head_dim, "bf16")
+
+
+def latent_operation(table: pd.DataFrame, kv: str = "bf16") -> Operation:
+    """One new query per sequence over a latent cache: every head on the same vector."""
+    batch, context, heads = _columns(table, "batch", "context", "heads")
+    return Operation(
+        name="attention (latent)", kind="attention", count=1, dtype=kv,
+        flops=2 * heads * (2 * LATENT_RANK + LATENT_ROPE) * batch * context,
+        kv_bytes=batch * context * (LATENT_RANK + LATENT_ROPE) * dtype_bytes(kv),
+        activation_bytes=2 * batch * heads * LATENT_RANK * ACTIVATION_BYTES,
+        m=batch, n=heads, k=LATENT_RANK, tiles=batch * np.maximum(1.0, heads / QUERY_TILE),
+        depth=context, batch=batch,
+    )  # fmt: skip
 
 
 def _attention(

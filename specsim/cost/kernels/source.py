@@ -5,8 +5,8 @@ come from the tables of one engine; anything without a table (small kernels, lin
 attention, a dtype or GPU that was not measured) is the roofline's, and `explain` says so
 operation by operation. Tables have one query per sequence: verifying K + 1 tokens takes
 the roofline's ratio between K + 1 queries and one (the cache is read once, the arithmetic
-grows) on top of the measured single query. Rows of `fp8_block` are never used: the small
-ones are launch times.
+grows) on top of the measured single query. Products of `fp8_block` are never used:
+the small ones are launch times.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ import numpy as np
 from specsim.catalogue.specs import GpuSpec
 from specsim.cost.kernels import tables
 from specsim.cost.kernels.operations import (
+    LATENT_RANK,
     all_reduce_operation,
     attention_operation,
     context_operation,
     evenly_visited,
     expert_operation,
     gemm_operation,
+    latent_operation,
 )
 from specsim.cost.kernels.ratios import Ratios, build
 from specsim.cost.operations import Operation, operations
@@ -110,6 +112,10 @@ class Kernels:
                 prompt, _ = _prompt(self.gpu, self.engine).at(shape, op.batch, op.depth)
                 ratio = np.where(queries > PROMPT_QUERIES, prompt, ratio)
             return ratio, source
+        if op.kind == "attention" and op.k == LATENT_RANK:
+            if np.any(op.m / op.batch > PROMPT_QUERIES):
+                raise MissingDataError("no table of prompts over a latent cache")
+            return _latent(self.gpu, self.engine, op.dtype).at((op.n,), op.batch, op.depth)
         if op.kind == "experts":
             shape = (op.k, op.n / 3, op.experts)
             return _experts(self.gpu, self.engine, op.dtype).at(shape, op.m / op.top_k)
@@ -169,6 +175,20 @@ def _decode_ratios(key: _ByName, engine: str, kv: str) -> Ratios:
     table = table[table["window"] == 0]
     ratio = _log_ratio(key.gpu, attention_operation(table, kv), table["seconds"])
     return build(table, ratio, ("heads", "kv_heads", "head_dim"), "batch", "context")
+
+
+def _latent(gpu: GpuSpec, engine: str, kv: str) -> Ratios:
+    return _latent_ratios(_ByName(gpu), engine, kv)
+
+
+@cache
+def _latent_ratios(key: _ByName, engine: str, kv: str) -> Ratios:
+    table = tables.latent_attention(key.gpu.name, kv, engine)
+    ratio = _log_ratio(key.gpu, latent_operation(table, kv), table["seconds"])
+    found = build(table, ratio, ("heads",), "batch", "context")
+    whose = str(table["engine"].iloc[0])
+    labels = tuple(f"{label} heads, {whose}" for label in found.labels)
+    return dataclasses.replace(found, labels=labels)
 
 
 def _prompt(gpu: GpuSpec, engine: str) -> Ratios:

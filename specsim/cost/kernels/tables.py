@@ -39,6 +39,10 @@ DTYPES: dict[str, tuple[str, ...]] = {
     "int4": ("int4_wo",),
     "fp4": ("nvfp4",),
 }
+#: The same for experts. Published fp8 mixtures have block scales, and their rows are whole
+#: layers, not launches; the per-tensor rows of Hopper are of a kernel four times slower
+#: than its memory, which no engine picks there.
+EXPERT_DTYPES = DTYPES | {"fp8": ("fp8_block",), "int8": ()}
 ENGINES = ("vllm", "sglang", "trtllm")
 
 
@@ -143,6 +147,30 @@ def _attention_columns(table: pd.DataFrame, context: pd.Series) -> pd.DataFrame:
     )
 
 
+def latent_attention(gpu: str, kv: str = "bf16", engine: str = "vllm") -> pd.DataFrame:
+    """One query per sequence over a latent cache (576 elements a token). Columns batch,
+    context, heads (on one GPU), seconds. Where the engine has only whole modules, the
+    kernels of another one; column engine says whose."""
+    import pandas as pd
+
+    for name in dict.fromkeys((engine, *ENGINES)):
+        if newest_version(gpu, "mla", "generation_mla_perf", name) is None:
+            continue
+        table = read(gpu, "mla", "generation_mla_perf", name)
+        table = table[table["kv_cache_dtype"].isin(DTYPES[kv])]
+        if len(table):
+            return pd.DataFrame(
+                {
+                    "batch": table["batch_size"],
+                    "context": table["isl"] + table["step"],
+                    "heads": table["num_heads"],
+                    "seconds": table["seconds"],
+                    "engine": name,
+                }
+            )
+    raise MissingDataError(f"no {kv} latent attention for {gpu!r}")
+
+
 def moe(gpu: str, dtype: str = "bf16", engine: str = "vllm") -> pd.DataFrame:
     """Grouped products of all experts of a layer on one GPU. Columns tokens, hidden,
     inter (of one expert, on one GPU), top_k, experts, expert_parallel, distribution,
@@ -150,7 +178,7 @@ def moe(gpu: str, dtype: str = "bf16", engine: str = "vllm") -> pd.DataFrame:
     import pandas as pd
 
     table = read(gpu, "moe", "moe_perf", engine)
-    table = table[table["moe_dtype"].isin(DTYPES[dtype])]
+    table = table[table["moe_dtype"].isin(EXPERT_DTYPES.get(dtype, ()))]
     if table.empty:
         raise MissingDataError(f"no {dtype} experts of {engine} for {gpu!r}")
     return pd.DataFrame(
