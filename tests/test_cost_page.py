@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from specsim.catalogue import loader
+from specsim.cost.kernels import tables
 from specsim.cost.operations import Work
 from specsim.cost.roofline import Roofline
-from validation import full_steps
+from validation import full_steps, silicon
 from validation.cost_page import (
     BATCH,
     CONTEXT,
@@ -19,7 +20,7 @@ from validation.cost_page import (
     gpu_constants_table,
     replaced,
 )
-from validation.rows import bounds
+from validation.rows import bounds, statistic
 
 PAGE = (Path(__file__).parent.parent / "docs" / "cost.md").read_text()
 
@@ -70,3 +71,19 @@ def test_markers_must_be_there() -> None:
     assert replaced(text, "x", "new\n") == "a\n<!-- x -->\nnew\n<!-- end x -->\nb"
     with pytest.raises(ValueError, match="no markers for 'y'"):
         replaced(text, "y", "")
+
+
+def test_without_tables_nothing_is_run_and_nothing_passes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tables, "installed", lambda: False)
+    assert silicon.rows() == []
+    assert silicon.main([]) == 0
+    assert "not run" in capsys.readouterr().err
+
+
+def test_a_missed_bound_is_exit_status_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = statistic("planted", 0.2, bound=0.1)
+    monkeypatch.setattr(full_steps, "rows", lambda: [bad])
+    assert bad.passed is False
+    assert full_steps.main([]) == 1
