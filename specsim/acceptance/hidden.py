@@ -31,13 +31,14 @@ class HiddenChain(Law):
     beyond the last depth the last value goes on. `initial`: state of a request's first
     position; the chain's stationary distribution when left out.
 
-    A request of output length N starts at `initial`; `survival` is the long-run average
-    over steps.
+    `survival` averages over the steps of a request of `horizon` output tokens, which
+    matters where states last about as long as a request; over the long run without it.
     """
 
     transition: tuple[tuple[float, ...], ...]
     accept: tuple[tuple[float, ...], ...]
     initial: tuple[float, ...] | None = None
+    horizon: int | None = None
 
     def __post_init__(self) -> None:
         states = len(self.transition)
@@ -47,6 +48,8 @@ class HiddenChain(Law):
             self._check_distribution(f"transition row {z}", row)
         if self.initial is not None:
             self._check_distribution("initial", self.initial)
+        if self.horizon is not None and self.horizon < 1:
+            raise ValueError(f"horizon={self.horizon} < 1 token")
         depth = len(self.accept[0])
         for z, row in enumerate(self.accept):
             if not row or len(row) != depth:
@@ -86,8 +89,18 @@ class HiddenChain(Law):
         return kernel
 
     def step_start(self, num_draft_tokens: int) -> Array:
-        """Share of steps that start in each state, in the long run; shape (S,)."""
-        return stationary(self.kernel(num_draft_tokens).sum(axis=0), self._start)
+        """Share of steps that start in each state; shape (S,)."""
+        kernel = self.kernel(num_draft_tokens)
+        if self.horizon is None:
+            return stationary(kernel.sum(axis=0), self._start)
+        # starts[n]: expected number of steps that start at position n, by state
+        starts = np.zeros((self.horizon, len(self.transition)))
+        starts[0] = self._start
+        for n in range(1, self.horizon):
+            back = min(n, len(kernel))  # steps that emitted 1, 2, … `back` tokens end here
+            starts[n] = np.einsum("as,ast->t", starts[n - 1 :: -1][:back], kernel[:back])
+        total = starts.sum(axis=0)
+        return np.asarray(total / total.sum())
 
     @cached_property
     def _start(self) -> Array:
@@ -97,7 +110,7 @@ class HiddenChain(Law):
         return stationary(self._move, np.full(states, 1 / states))
 
     def survival(self, num_draft_tokens: int) -> Array:
-        """Average over the steps of a long request."""
+        """Average over the steps of a request, see the class."""
         kernel = self.kernel(num_draft_tokens)
         pmf = self.step_start(num_draft_tokens) @ kernel.sum(axis=2).T
         tail = np.cumsum(pmf[::-1])[::-1][1:]

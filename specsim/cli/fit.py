@@ -47,6 +47,13 @@ def command(
     drafter: Annotated[
         str | None, typer.Option(help="Drafter, where recorded runs hold several.")
     ] = None,
+    requests: Annotated[
+        Path | None,
+        typer.Option(help="Write served-request records instead (vLLM bench, inference-perf)."),
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write arrivals and lengths as a CSV to replay instead.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """See the module's docstring, which is this command's help."""
@@ -54,6 +61,9 @@ def command(
     from specsim.fitting.files import Options
     from specsim.interop.detect import FORMATS
 
+    if requests is not None or trace is not None:
+        _convert(files, requests, trace)
+        return
     if format_name not in ("auto", *FORMATS):
         raise CalibrationError(
             f"--format {format_name!r}: expected auto or one of {', '.join(FORMATS)}"
@@ -69,6 +79,24 @@ def command(
         _print(fit, output)
     for note in fit.notes:
         warn(note.code, note.message)
+
+
+def _convert(files: list[Path], requests: Path | None, trace: Path | None) -> None:
+    """Per-request arrays of one result file as records and as a trace; nothing is fitted."""
+    from specsim.interop.served import served_requests, write_trace
+    from specsim.records import write_records
+
+    if len(files) != 1:
+        raise CalibrationError(f"--requests and --trace take one file, not {len(files)}")
+    header, records = served_requests(files[0])
+    try:
+        if requests is not None:
+            write_records(requests, header, records)
+            print(f"{requests}: {len(records)} served requests")
+        if trace is not None:
+            print(f"{trace}: {write_trace(records, trace)} arrivals")
+    except OSError as problem:
+        raise CalibrationError(f"{problem.filename}: {problem.strerror}") from None
 
 
 class _Bar:

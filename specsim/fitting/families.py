@@ -13,7 +13,15 @@ from specsim.acceptance.chains import Iid, PerPosition
 from specsim.acceptance.correlated import BetaRequests, Markov, Mixture
 from specsim.acceptance.hidden import HiddenChain
 from specsim.acceptance.law import Array, Law
-from specsim.fitting.hmm import ACCEPTED, REJECTED, Chain, Outcomes, fit_chain, log_likelihood
+from specsim.fitting.hmm import (
+    ABSENT,
+    ACCEPTED,
+    REJECTED,
+    Chain,
+    Outcomes,
+    fit_chain,
+    log_likelihood,
+)
 
 #: Seed of the starting points of EM.
 SEED = 20_240_901
@@ -144,7 +152,8 @@ def fit_hidden(
         wider = replace(chain, accept=np.repeat(chain.accept, depths, axis=1))
         chain, _ = fit_chain(data, wider, max_iterations=max_iterations)
     return Fitted(
-        law=law_of_chain(chain, classes, states), likelihood=lambda d: log_likelihood(chain, d)
+        law=law_of_chain(chain, classes, states, mean_length(data)),
+        likelihood=lambda d: log_likelihood(chain, d),
     )
 
 
@@ -166,7 +175,12 @@ def _start(data: Outcomes, classes: int, states: int) -> Chain:
     return Chain(initial=np.full(count, 1 / count), transition=transition, accept=accept[order])
 
 
-def law_of_chain(chain: Chain, classes: int, states: int) -> Law:
+def mean_length(data: Outcomes) -> int:
+    """Mean number of output tokens of a request."""
+    return max(1, round(float((data.outcome != ABSENT).sum()) / data.num_requests))
+
+
+def law_of_chain(chain: Chain, classes: int, states: int, horizon: int) -> Law:
     """The law behind EM's parameters: a chain, or a mixture of one per class."""
     parts: list[tuple[float, Law]] = []
     for c in range(classes):
@@ -179,6 +193,7 @@ def law_of_chain(chain: Chain, classes: int, states: int) -> Law:
             transition=tuple(_rounded(row) for row in move),
             accept=tuple(tuple(round(float(x), 6) for x in row) for row in accept),
             initial=_rounded(chain.initial[block] / weight),
+            horizon=horizon,
         )  # fmt: skip
         parts.append((weight, law))
     if len(parts) == 1:
@@ -265,6 +280,8 @@ def keys_of(law: Law) -> dict[str, object]:
         }
         if law.initial is not None:
             chain["initial"] = list(law.initial)
+        if law.horizon is not None:
+            chain["horizon"] = law.horizon
         return {"chain": chain}
     if isinstance(law, Mixture):
         weights = _rounded(np.asarray([w for w, _ in law.parts]))

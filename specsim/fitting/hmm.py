@@ -61,14 +61,20 @@ class Chain:
     accept: Array
 
 
-def _emission(chain: Chain, data: Outcomes) -> Array:
+def _categories(data: Outcomes, depths: int) -> npt.NDArray[np.intp]:
+    """One number per position: rejected or accepted at each of `depths` depths, or neither."""
+    level = np.minimum(data.depth, depths - 1).astype(np.intp)
+    tested = data.outcome <= ACCEPTED
+    return np.where(tested, 2 * level + data.outcome, 2 * depths)
+
+
+def _emission(chain: Chain, categories: npt.NDArray[np.intp]) -> Array:
     """P(outcome | state) for every position; shape (positions, requests, S)."""
-    depths = chain.accept.shape[1]
-    alpha = chain.accept.T[np.minimum(data.depth, depths - 1)]
-    outcome = data.outcome[:, :, None]
-    return np.asarray(
-        np.where(outcome == ACCEPTED, alpha, np.where(outcome == REJECTED, 1 - alpha, 1.0))
-    )
+    states, depths = chain.accept.shape
+    table = np.ones((2 * depths + 1, states))
+    table[0 : 2 * depths : 2] = 1 - chain.accept.T
+    table[1 : 2 * depths : 2] = chain.accept.T
+    return np.asarray(table[categories])
 
 
 def _forward(chain: Chain, emission: Array) -> tuple[Array, Array]:
@@ -88,27 +94,28 @@ def _forward(chain: Chain, emission: Array) -> tuple[Array, Array]:
 
 def log_likelihood(chain: Chain, data: Outcomes) -> Array:
     """Log-likelihood of each request; shape (requests,)."""
-    _, scale = _forward(chain, _emission(chain, data))
+    categories = _categories(data, chain.accept.shape[1])
+    _, scale = _forward(chain, _emission(chain, categories))
     return np.asarray(np.log(scale).sum(axis=0))
 
 
-def _expectations(chain: Chain, data: Outcomes) -> tuple[Array, Array, Array]:
+def _expectations(
+    chain: Chain, categories: npt.NDArray[np.intp], present: Array
+) -> tuple[Array, Array, Array]:
     """Posterior states (positions, requests, S), expected transitions (S, S), and the
-    log-likelihood of each request."""
-    emission = _emission(chain, data)
+    log-likelihood of each request. `present` is 1 up to the end of each request."""
+    emission = _emission(chain, categories)
     forward, scale = _forward(chain, emission)
-    length = len(emission)
-    present = (data.outcome != ABSENT)[:, :, None]
+    emission /= scale[:, :, None]
+    back = np.ascontiguousarray(chain.transition.T)
     backward = np.ones_like(forward[0])
-    posterior = np.empty_like(forward)
     moves = np.zeros_like(chain.transition)
-    posterior[-1] = forward[-1]
-    for t in range(length - 1, 0, -1):
-        weighted = emission[t] * backward / scale[t][:, None]
-        moves += forward[t - 1].T @ (weighted * present[t])
-        backward = weighted @ chain.transition.T
-        posterior[t - 1] = forward[t - 1] * backward
-    return posterior * present, moves * chain.transition, np.log(scale).sum(axis=0)
+    for t in range(len(emission) - 1, 0, -1):
+        weighted = emission[t] * backward
+        moves += forward[t - 1].T @ (weighted * present[t][:, None])
+        backward = weighted @ back
+        forward[t - 1] *= backward
+    return forward * present[:, :, None], moves * chain.transition, np.log(scale).sum(axis=0)
 
 
 #: Pseudo-observations added to every estimate: keeps probabilities inside (0, 1).
@@ -124,28 +131,26 @@ def fit_chain(
     Returns the chain and the log-likelihood of the data.
     """
     chain, last = start, -np.inf
-    depths = start.accept.shape[1]
-    level = np.minimum(data.depth, depths - 1)
-    masks = [
-        ((data.outcome == ACCEPTED) & (level == d), (data.outcome == REJECTED) & (level == d))
-        for d in range(depths)
-    ]
+    states, depths = start.accept.shape
+    categories = _categories(data, depths)
+    flat = categories.ravel()
+    present = (data.outcome != ABSENT).astype(float)
     allowed = start.transition > 0
     for _ in range(max_iterations):
-        posterior, moves, likelihood = _expectations(chain, data)
+        posterior, moves, likelihood = _expectations(chain, categories, present)
         total = float(likelihood.sum())
         if total - last < tolerance * abs(total):
             break
         last = total
-        accept = np.empty_like(chain.accept)
-        for d, (hit, miss) in enumerate(masks):
-            won = posterior[hit].sum(axis=0) + PRIOR
-            lost = posterior[miss].sum(axis=0) + PRIOR
-            accept[:, d] = won / (won + lost)
-        moves = np.where(allowed, moves + PRIOR / len(moves), 0.0)
-        first = posterior[0].sum(axis=0) + PRIOR / len(moves)
+        seen = np.stack([
+            np.bincount(flat, weights=posterior[:, :, z].ravel(), minlength=2 * depths + 1)
+            for z in range(states)
+        ])  # fmt: skip
+        lost, won = seen[:, 0 : 2 * depths : 2] + PRIOR, seen[:, 1 : 2 * depths : 2] + PRIOR
+        moves = np.where(allowed, moves + PRIOR / states, 0.0)
+        first = posterior[0].sum(axis=0) + PRIOR / states
         chain = Chain(
             initial=first / first.sum(), transition=moves / moves.sum(axis=1, keepdims=True),
-            accept=accept,
+            accept=won / (won + lost),
         )  # fmt: skip
     return chain, last

@@ -82,13 +82,15 @@ def recognise(path: Path) -> str:
     Raises:
         RecordError: if it is none that is known.
     """
-    other = bench = ""
+    other = bench = keys = ""
     seen = 0
     for line_number, line in read_lines(path):
         if not line:
             continue
-        if not seen and line[0] in "{[" and (name := _of_json(path, line)) is not None:
-            return name
+        if not seen and _may_be_json(line):
+            name, keys = _of_json(path, line)
+            if name is not None:
+                return name
         seen += 1
         for name, pattern in _LINES:
             if pattern.search(line):
@@ -109,25 +111,32 @@ def recognise(path: Path) -> str:
             f"{path}: metrics of another server (series such as {other}); expected vllm:… or "
             "sglang:…"
         )
+    if keys:
+        raise RecordError(
+            f"{path}: JSON of no known format (keys: {keys}); say --format, one of "
+            f"{', '.join(FORMATS)}"
+        )
     raise RecordError(f"{path}: format not recognised; say --format, one of {', '.join(FORMATS)}")
 
 
-def _of_json(path: Path, first_line: str) -> str | None:
-    """Format of a JSON document or of JSON Lines; None if it is not JSON at all."""
+def _may_be_json(line: str) -> bool:
+    """Whether a first line begins a JSON document; a log line may begin with `[2026-…`."""
+    return line[0] == "{" or (line[0] == "[" and line[1:].lstrip()[:1] in ("", "{", "[", "]"))
+
+
+def _of_json(path: Path, first_line: str) -> tuple[str | None, str]:
+    """Format of a JSON document or of JSON Lines, and the keys found; None and "" if it is
+    not JSON. A line of a log may be JSON too, so keys that are not known settle nothing."""
     try:
         value = json.loads(first_line)
     except (ValueError, RecursionError):
         try:
             value = parse_json(read_document(path), str(path))
         except RecordError:
-            return None
+            return None, ""
     name = of_value(value)
-    if name is not None:
-        return name
-    keys = ", ".join(list(value)[:6]) if isinstance(value, dict) else type(value).__name__
-    raise RecordError(
-        f"{path}: JSON of no known format (keys: {keys}); say --format, one of {', '.join(FORMATS)}"
-    )
+    keys = ", ".join(str(k) for k in list(value)[:6]) if isinstance(value, dict) else ""
+    return name, keys or type(value).__name__
 
 
 def of_value(value: Any) -> str | None:

@@ -44,10 +44,13 @@ _FIELDS = {
     "prompt": re.compile(rf"Avg prompt throughput: {_NUMBER} tokens/s"),
     "running": re.compile(rf"Running: {_NUMBER} reqs"),
 }
-_POSITIONS = re.compile(r"Per-position acceptance rate: ([^A-Za-z]*)")
+_POSITIONS = re.compile(r"Per-position acceptance rate: ([\d.,\s+-]*(?:[eE][+-]?\d+)?[\d.,\s]*)")
+#: Colours that a terminal would show.
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _STAMP = re.compile(r"\b(\d\d-\d\d \d\d:\d\d:\d\d)\b")
 _ENGINE = re.compile(r"Engine (\d+)")
 _METHOD = re.compile(r"""['"]?method['"]?\s*[=:]\s*['"]([\w-]+)['"]""")
+_V1_FIELDS = ("accepted", "drafted", "length", "accepted_rate", "drafted_rate", "rate", "depth")
 #: Methods that propose nothing where they find nothing.
 LOOKUP_METHODS = ("ngram", "ngram_gpu", "suffix", "[ngram]")
 
@@ -92,11 +95,11 @@ class _Reader:
 
     def line(self, line: str, where: str) -> None:
         if V1 in line:
-            self._v1(line, where)
+            self._v1(_COLOUR.sub("", line), where)
         elif V0 in line:
-            self._v0(line, where)
+            self._v0(_COLOUR.sub("", line), where)
         elif THROUGHPUT in line:
-            self._engine(line, where)
+            self._engine(_COLOUR.sub("", line), where)
         elif self.method is None and "peculative" in line and (found := _METHOD.search(line)):
             self.method = found[1]
 
@@ -113,7 +116,9 @@ class _Reader:
         self._pair()
 
     def _window(self, line: str, where: str) -> _Window | None:
-        values = {key: _field(key, line, where) for key in _FIELDS}
+        if _field("drafted", line, where) == 0:
+            return None  # an idle interval, whose rates are not numbers
+        values = {key: _field(key, line, where) for key in _V1_FIELDS}
         accepted, drafted, length = (values[k] for k in ("accepted", "drafted", "length"))
         positions = _POSITIONS.search(line)
         if accepted is None or drafted is None or length is None or positions is None:
@@ -134,8 +139,6 @@ class _Reader:
         survival = check_survival(texts, where)  # type: ignore[arg-type]
         if values["depth"] is not None:
             survival = survival[: max(1, int(values["depth"]))]
-        if drafted == 0:
-            return None  # an idle interval
         k = len(survival)
         steps = _num_drafts(accepted, drafted, length, k)
         at_least = [s * steps for s in survival]

@@ -196,6 +196,7 @@ class ChainKeys(Section):
     transition: tuple[tuple[Probability, ...], ...]
     accept: tuple[tuple[Probability, ...], ...]
     initial: tuple[Probability, ...] | None = None
+    horizon: Count | None = None
 
 
 class Arrivals(Section):
