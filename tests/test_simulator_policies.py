@@ -121,12 +121,13 @@ def test_switching_graphs_is_paid() -> None:
     assert more == pytest.approx(0.01 * switches)
 
 
-def test_goodput_policy_switches_off_when_nothing_is_accepted() -> None:
+def test_goodput_policy_gives_up_when_nothing_is_accepted() -> None:
+    """It ends at K <= 1: with a drafter loaded, K = 0 costs a draft pass as well."""
     policy = Policy(kind="goodput", num_draft_tokens=5, initial_share=0.9)
     cluster = run(setup(k=5, policy=policy, law=Iid(0.0), count=60, output=length(800)))
     drafts = np.frombuffer(cluster.ledger.drafts, np.uint8)
-    assert drafts[0] > 0
-    assert drafts[-5000:].max() == 0
+    assert drafts[0] > 1
+    assert drafts[-5000:].max() <= 1
 
 
 def test_per_request_policy_drafts_more_where_more_is_accepted() -> None:
