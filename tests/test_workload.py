@@ -100,11 +100,14 @@ def test_impossible_arrivals(arguments: dict[str, object]) -> None:
         ArrivalProcess(**arguments)  # type: ignore[arg-type]
 
 
-def mixed(second: LengthLaw, *, seed: int = 0, rate: float = 4.0):
+def mixed(
+    second: LengthLaw, *, seed: int = 0, rate: float = 4.0, weight: float = 3.0,
+    first: LengthLaw = LAWS[2][0],
+):  # fmt: skip
     return generate(
         arrivals=ArrivalProcess(process="poisson", rate_per_s=rate),
         classes=(
-            TrafficMix(name="code", weight=3.0, prompt_tokens=LAWS[2][0], output_tokens=LAWS[3][0]),
+            TrafficMix(name="code", weight=weight, prompt_tokens=first, output_tokens=LAWS[3][0]),
             TrafficMix(name="chat", weight=1.0, prompt_tokens=second, output_tokens=LAWS[1][0]),
         ),
         num_requests=COUNT, seed=seed,
@@ -120,6 +123,12 @@ def test_columns_are_keyed_by_purpose() -> None:
     code = base.traffic_class == 0
     assert np.array_equal(base.prompt_tokens[code], changed.prompt_tokens[code])
     assert code.mean() == pytest.approx(0.75, abs=4 * np.sqrt(0.75 * 0.25 / COUNT))
+    # the first class's law leaves the second's draws alone, and so does its share
+    other = mixed(LAWS[3][0], first=LAWS[0][0])
+    rarer = mixed(LAWS[3][0], weight=1.0)
+    chat = mixed(LAWS[3][0]).traffic_class == 1
+    assert np.array_equal(mixed(LAWS[3][0]).prompt_tokens[chat], other.prompt_tokens[chat])
+    assert np.array_equal(mixed(LAWS[3][0]).prompt_tokens[chat], rarer.prompt_tokens[chat])
     faster = mixed(LAWS[0][0], rate=8.0)
     assert np.allclose(faster.arrival_s * 2, base.arrival_s)
     assert np.array_equal(faster.prompt_tokens, base.prompt_tokens)

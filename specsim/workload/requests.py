@@ -52,9 +52,9 @@ class Requests:
         return len(self.arrival_s)
 
 
-def keyed_generator(seed: int, purpose: int) -> np.random.Generator:
+def keyed_generator(seed: int, *purpose: int) -> np.random.Generator:
     """The generator of one purpose: the same whatever else was drawn before it."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(purpose,))))
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=purpose)))
 
 
 def generate(
@@ -95,11 +95,11 @@ def generate(
     drawn = keyed_generator(seed, CLASSES).random(num_requests)
     chosen = np.minimum(np.searchsorted(edges, drawn, side="right"), len(classes) - 1)
     prompt = _lengths(
-        [c.prompt_tokens for c in classes], chosen, keyed_generator(seed, PROMPTS),
+        [c.prompt_tokens for c in classes], chosen, (seed, PROMPTS),
         None if trace is None else trace.prompt_tokens,
     )  # fmt: skip
     output = _lengths(
-        [c.output_tokens for c in classes], chosen, keyed_generator(seed, OUTPUTS),
+        [c.output_tokens for c in classes], chosen, (seed, OUTPUTS),
         None if trace is None else trace.output_tokens,
     )  # fmt: skip
     prefixes, unit = None, 0
@@ -120,16 +120,16 @@ def generate(
 def _lengths(
     laws: list[LengthLaw | None],
     chosen: npt.NDArray[np.intp],
-    rng: np.random.Generator,
+    key: tuple[int, int],
     traced: npt.NDArray[np.int64] | None,
 ) -> npt.NDArray[np.int64]:
-    """Lengths by class; every class draws for all requests, so that one class's share or
-    law does not shift another's draws."""
+    """Lengths by class. Every class draws for all requests from a generator of its own, so
+    that one class's share or law does not shift another's draws."""
     result = np.empty(len(chosen), dtype=np.int64)
     for index, law in enumerate(laws):
         mine = chosen == index
         if law is not None:
-            result[mine] = draw_lengths(law, rng, len(chosen))[mine]
+            result[mine] = draw_lengths(law, keyed_generator(*key, index), len(chosen))[mine]
         elif traced is not None:
             result[mine] = traced[mine]
         else:
