@@ -19,6 +19,7 @@ from validation.cost_page import (
     example_table,
     gpu_constants_table,
     replaced,
+    routing_table,
 )
 from validation.rows import bounds, statistic
 
@@ -29,6 +30,7 @@ def test_the_worked_example_is_current() -> None:
     """Run `python -m validation.cost_page` after a change of constants."""
     assert example_table() in PAGE
     assert gpu_constants_table() in PAGE
+    assert routing_table() in PAGE
 
 
 def test_the_products_worked_by_hand_on_the_page_are_those_of_the_code() -> None:
