@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,7 +55,12 @@ def open_gguf(path: Path, name: str) -> Source:
     def get(hf_name: str) -> Tensor:
         tensor = tensors[gguf_name(hf_name)]
         values = dequantize(tensor.data, tensor.tensor_type)
-        result = torch.from_numpy(values.copy() if not values.flags.writeable else values)
+        # A float32 tensor is a view of the file: copy it, then let go of the file's pages,
+        # which would otherwise count as this process's memory for as long as it loads.
+        result = torch.from_numpy(
+            values.copy() if np.shares_memory(values, tensor.data) else values
+        )
+        _release(reader.data)
         module = hf_name.rsplit(".", 2)[-2]
         if interleaved and module in ("q_proj", "k_proj"):
             heads = config.num_heads if module == "q_proj" else config.num_kv_heads
@@ -64,6 +71,13 @@ def open_gguf(path: Path, name: str) -> Source:
     if "rope_freqs.weight" in tensors:
         divisors = torch.from_numpy(tensors["rope_freqs.weight"].data.copy())
     return Source(name, config, get, gguf_tokenizer(fields, str(path)), divisors)
+
+
+def _release(mapped: Any) -> None:
+    """Drop a memory-mapped file's pages; they are read again if they are needed."""
+    file = getattr(mapped, "_mmap", None)
+    if file is not None and hasattr(mmap, "MADV_DONTNEED"):
+        file.madvise(mmap.MADV_DONTNEED)
 
 
 def gguf_name(hf_name: str) -> str:

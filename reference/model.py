@@ -238,7 +238,7 @@ class Model(nn.Module):
                 input for i < num_layers, the last layer's output for i = num_layers.
         """
         depth = self.config.num_layers if num_layers is None else num_layers
-        cos, sin = self.rope[:, batch.positions].unbind()  # (T, 1, D/2) each
+        cos, sin = self.rope[batch.positions].unbind(1)  # (T, 1, D/2) each
         x = F.embedding(batch.tokens, self.embedding)  # (T, d)
         states = []
         for i in range(depth):

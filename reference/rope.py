@@ -31,7 +31,7 @@ def rope_tables(
     scaling: RopeScaling | None = None,
     divisors: Tensor | None = None,
 ) -> Tensor:
-    """cos and sin for positions 0..length-1 in float64: (2, length, 1, D/2).
+    """cos and sin for positions 0..length-1 in float64: (length, 2, 1, D/2).
 
     Args:
         divisors: (D/2,) what each frequency is divided by, as GGUF files state scaling.
@@ -43,7 +43,7 @@ def rope_tables(
     if divisors is not None:
         frequency = frequency / divisors.double()
     angle = torch.arange(length, dtype=torch.float64)[:, None, None] * frequency
-    return torch.stack((angle.cos(), angle.sin()))
+    return torch.stack((angle.cos(), angle.sin()), dim=1)
 
 
 def _llama3_frequencies(frequency: Tensor, scaling: RopeScaling) -> Tensor:

@@ -85,7 +85,10 @@ def gguf_tokenizer(fields: dict[str, Any], where: str) -> Tokenizer:
     tokens = value("tokens")
     vocabulary = {token: i for i, token in enumerate(tokens)}
     merges = [tuple(merge.split(" ", 1)) for merge in value("merges", [])]
-    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    try:
+        backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    except Exception as error:  # the Rust side raises bare Exception
+        raise ConfigError(f"{where}: its tokenizer is not consistent ({error})") from None
     backend.pre_tokenizer = _splitter(str(value("pre", "")), where)
     backend.decoder = decoders.ByteLevel()
     kinds = value("token_type", [])

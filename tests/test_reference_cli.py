@@ -117,6 +117,24 @@ def test_decode_stop_string(capsys, model):
     assert cut == whole[: whole.index(stop) + len(stop)]
 
 
+def test_interrupted_decode_keeps_what_there_is(capsys, monkeypatch, model):
+    """Ctrl-C: exit 130 and a valid, marked result."""
+    from reference import report
+
+    def interrupted(run, baseline, show):
+        for _ in range(3):
+            run.advance()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "interleave", interrupted)
+    status, out, _ = decode(capsys, model, "--json", "--ignore-eos")
+    result = json.loads(out)
+    assert status == 130
+    assert result["interrupted"] is True
+    assert 0 < result["num_tokens"] < 24
+    assert result["speedup"] is None
+
+
 def make_bad(kind, tmp_path, model):
     """A target (or draft) that is broken in one way."""
     if kind == "truncated-safetensors":

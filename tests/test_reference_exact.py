@@ -22,13 +22,21 @@ NEURAL = [m for m in METHODS if m != "ngram"]
 
 
 def assert_lossless(target, method, make_policy, horizon, *, options=None, **settings):
+    """The joint of `horizon` tokens emitted by speculative steps is autoregressive.
+
+    A prompt of one token needs no pass of its own, so speculation starts at once. The
+    n-gram needs a prompt to look up and EAGLE features: there the first token comes from
+    reading the prompt, and the horizon grows by it.
+    """
     temperature = settings.get("warp", Warp(temperature=1.0)).temperature
-    expected = true_joint(target, PROMPT, horizon, temperature)
+    prompt = PROMPT if method in ("ngram", "eagle") else PROMPT[:1]
+    horizon += len(prompt) > 1
+    expected = true_joint(target, prompt, horizon, temperature)
     actual = decoder_joint(
         target,
         lambda: make_drafter(method, target, **(options or {})),
         make_policy,
-        PROMPT,
+        prompt,
         horizon,
         **settings,
     )
@@ -79,7 +87,7 @@ def test_siblings_joint_with_three_tokens(distinct):
     assert_lossless(target, "draft-model", lambda: policy.tree(2), 3, options=options)
 
 
-@pytest.mark.parametrize("distinct", [False, True])
+@pytest.mark.parametrize("distinct", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_wide_tree_joint(distinct):
     """Property 12 with siblings at two levels."""
     options = {"distinct": distinct}
@@ -104,7 +112,7 @@ def test_stopping_after_an_unsure_token(rule):
     """Stopping the draft after including an unlikely token is lossless."""
     target = tiny_model(3, seed=4)
     options = {"stop_below": 0.4}
-    assert_lossless(target, "draft-model", lambda: policy.fixed(2), 3, rule=rule, options=options)
+    assert_lossless(target, "draft-model", lambda: policy.fixed(2), 4, rule=rule, options=options)
 
 
 def test_other_temperature():

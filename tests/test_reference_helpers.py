@@ -48,6 +48,14 @@ def tiny_model(vocab_size: int = 3, seed: int = 0, **changes: object) -> Model:
     return random_model(tiny_config(vocab_size, **changes), seed, dtype=torch.float64)
 
 
+VARIED_VOCABULARY = 13
+
+
+def varied_model() -> Model:
+    """A model whose greedy output wanders: constant output would hide most mistakes."""
+    return random_model(tiny_config(VARIED_VOCABULARY), 3, scale=2.0, dtype=torch.float64)
+
+
 #: Every way of drafting that has a q, and the n-gram that has none.
 METHODS = ("ngram", "early-exit", "draft-model", "eagle")
 
@@ -60,8 +68,9 @@ def make_drafter(method: str, target: Model, **options: object) -> Drafter:
     if method == "early-exit":
         return EarlyExitDrafter(1, **options)  # type: ignore[arg-type]
     if method == "draft-model":
-        vocab = target.config.vocab_size
-        model = random_model(tiny_config(vocab, num_layers=1), 77, dtype=target.dtype)
+        model = random_model(target.config, 77, dtype=target.dtype)
+        for ours, theirs in zip(model.parameters(), target.parameters(), strict=True):
+            ours.lerp_(theirs, 0.7)  # right often enough, wrong often enough
         return DraftModelDrafter(model, **options)  # type: ignore[arg-type]
     config = EagleConfig.for_target(
         target.config, max(2, target.config.vocab_size - 1), feature_layers=(1, 2)

@@ -68,6 +68,73 @@ def test_logits_equal_transformers(family, tmp_path):
     assert float(difference) <= TOLERANCE
 
 
+GGUF_NAMES = {
+    "input_layernorm": "attn_norm",
+    "q_proj": "attn_q",
+    "k_proj": "attn_k",
+    "v_proj": "attn_v",
+    "o_proj": "attn_output",
+    "q_norm": "attn_q_norm",
+    "k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "gate_proj": "ffn_gate",
+    "up_proj": "ffn_up",
+    "down_proj": "ffn_down",
+    "embed_tokens": "token_embd",
+    "norm": "output_norm",
+    "lm_head": "output",
+}
+
+
+def write_gguf(path, architecture, model):
+    """A tiny GGUF file as a converter would write it (llama permutes q and k rows)."""
+    import gguf
+
+    c = model.config
+    writer = gguf.GGUFWriter(str(path), architecture)
+    writer.add_block_count(c.num_hidden_layers)
+    writer.add_context_length(c.max_position_embeddings)
+    writer.add_embedding_length(c.hidden_size)
+    writer.add_feed_forward_length(c.intermediate_size)
+    writer.add_head_count(c.num_attention_heads)
+    writer.add_head_count_kv(c.num_key_value_heads)
+    writer.add_key_length(getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads)
+    writer.add_rope_freq_base(c.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(c.rms_norm_eps)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2" if "qwen" in architecture else "smollm")
+    writer.add_token_list(["t", "1", "t1", *(f"x{i}" for i in range(3, c.vocab_size))])
+    writer.add_token_merges(["t 1"])
+    for name, tensor in model.state_dict().items():
+        value, parts = tensor.numpy(), name.split(".")
+        if architecture == "llama" and parts[-2] in ("q_proj", "k_proj"):
+            heads = c.num_attention_heads if parts[-2] == "q_proj" else c.num_key_value_heads
+            halves = value.reshape(heads, 2, value.shape[0] // heads // 2, *value.shape[1:])
+            value = halves.swapaxes(1, 2).reshape(value.shape)
+        block = f"blk.{parts[2]}." if "layers" in parts else ""
+        if name != "lm_head.weight" or not c.tie_word_embeddings:
+            writer.add_tensor(f"{block}{GGUF_NAMES[parts[-2]]}.{parts[-1]}", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("family", "architecture"), [("smollm2", "llama"), ("qwen-2", "qwen2"), ("qwen-3", "qwen3")]
+)
+def test_gguf_logits_equal_transformers(family, architecture, tmp_path):
+    """The same through a GGUF file of each architecture that is read."""
+    pytest.importorskip("gguf")
+    theirs = hugging_face_model(family)
+    write_gguf(tmp_path / "tiny.gguf", architecture, theirs)
+    ours = load(str(tmp_path / "tiny.gguf")).model
+    tokens = list(range(30))
+    with torch.no_grad():
+        expected = theirs(torch.tensor([tokens])).logits[0]
+    assert float((fresh_logits(ours, tokens) - expected).abs().max()) <= TOLERANCE
+
+
 def test_packed_weights_change_nothing():
     """oneDNN's layout gives the same product to rounding."""
     linear = Linear(48, 64, bias=True)

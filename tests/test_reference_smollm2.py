@@ -143,15 +143,15 @@ def test_greedy_matrix(smollm2, greedy, method, k, rows):
         assert_same(smollm2.model, request, greedy[request.name])
 
 
-# --- G-tests on the real model: four tokens of eight each, exactly ----------------------
+# --- G-tests on the real model: five tokens of eight each, exactly ----------------------
 
 NARROW = Warp(temperature=1.0, top_k=8)
-SAMPLES, HORIZON = 20_000, 4
+SAMPLES, HORIZON = 20_000, 5
 
 
 @pytest.fixture(scope="module")
 def exact_joint(smollm2):
-    """Joint of four output tokens after a prompt: every prefix of positive weight."""
+    """Joint of five output tokens after a prompt: every prefix of positive weight."""
     prompt = smollm2.tokenizer.encode("My favourite animal is the")
     joint = {(): 1.0}
     for length in range(HORIZON):
@@ -182,7 +182,7 @@ def exact_joint(smollm2):
     ],
 )
 def test_g_test(smollm2, exact_joint, method, shape, rule):
-    """Property 23 on SmolLM2: n = 20,000, significance 1e-6, horizon 4."""
+    """Property 23 on SmolLM2: n = 20,000, significance 1e-6; one token from the prompt, then K + 2."""
     prompt, joint = exact_joint
     decoder = Decoder(
         smollm2.model, drafter_for(method, smollm2.model), warp=NARROW, policy=shape, rule=rule,

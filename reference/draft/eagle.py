@@ -100,7 +100,7 @@ class EagleHead(nn.Module):
     ) -> Tensor:
         """(T, d) states and embeddings of the tokens after them → (T, d) next states."""
         x = torch.cat((self.token_norm(embedding), self.state_norm(state)), dim=-1)  # (T, 2d)
-        cos, sin = self.rope[:, batch.positions].unbind()
+        cos, sin = self.rope[batch.positions].unbind(1)
         return self.layer(self.combine(x), batch, keys, values, cos, sin)  # type: ignore[no-any-return]
 
     def logits(self, state: Tensor) -> Tensor:
