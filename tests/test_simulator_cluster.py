@@ -176,3 +176,16 @@ def test_replicas_share_the_load() -> None:
 def test_every_router_is_named() -> None:
     assert set(ROUTERS) == {"round-robin", "least-loaded", "shortest-queue", "prefix-aware"}
     assert length(3).value == 3
+
+
+def test_a_load_generator_holds_requests_back() -> None:
+    """Services of 1 s, sent every 0.25 s, at most two open: the third is sent when the
+    first is done, and its time counts from then."""
+    base = queue([0.0, 0.25, 0.5, 0.75], [1000] * 4)
+    held = replace(
+        base, arrivals=ArrivalProcess(process="constant", rate_per_s=4.0, max_in_flight=2)
+    )
+    assert run(base).ledger.arrival_s.tolist() == [0.0, 0.25, 0.5, 0.75]
+    ledger = run(held).ledger
+    assert ledger.arrival_s.tolist() == pytest.approx([0.0, 0.25, 1.0, 2.0])
+    assert ledger.finish_s.tolist() == pytest.approx([1.0, 2.0, 3.0, 4.0])

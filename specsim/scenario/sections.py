@@ -200,13 +200,15 @@ class ChainKeys(Section):
 
 
 class Arrivals(Section):
-    """When requests arrive. `cv` is for gamma, `concurrency` and `think_time_s` for closed."""
+    """When requests arrive. `cv` is for gamma, `concurrency` and `think_time_s` for closed;
+    `max_in_flight` holds requests back while so many are open (as load generators do)."""
 
     process: Literal["poisson", "gamma", "constant", "closed", "trace"] = "poisson"
     rate_per_s: Positive | None = None
     cv: Positive | None = None
     concurrency: Count | None = None
     think_time_s: Annotated[float, Field(ge=0)] = 0.0
+    max_in_flight: Count | None = None
     file: str | None = None
     rate_scale: Positive = 1.0
     start_s: Annotated[float, Field(ge=0)] = 0.0

@@ -46,6 +46,7 @@ class Cluster:
         self._done = self.env.event()
         self._next = 0  # the next request of a closed loop
         self._left = len(setup.requests)
+        self._slot: simpy.Event | None = None  # a load generator waits for one to be done
         self._progress: Progress | None = None
         self._stranded: list[Request] = []  # arrived while every replica was down
 
@@ -71,10 +72,14 @@ class Cluster:
             self.interrupted = True
 
     def _arrive(self) -> Generator[simpy.Event, None, None]:
-        env = self.env
+        env, most = self.env, self.setup.arrivals.max_in_flight
+        total = len(self.setup.requests)
         for number, time in enumerate(self.setup.requests.arrival_s.tolist()):
             if time > env.now:
                 yield env.timeout(time - env.now)
+            while most is not None and number - (total - self._left) >= most:
+                self._slot = env.event()
+                yield self._slot
             self._route(self._request(number))
 
     def _request(self, number: int) -> Request:
@@ -117,6 +122,9 @@ class Cluster:
 
     def _one_less(self, now: float) -> None:
         self._left -= 1
+        if self._slot is not None:
+            slot, self._slot = self._slot, None
+            slot.succeed()
         if self.setup.arrivals.process == "closed":
             if self.setup.arrivals.think_time_s:
                 self.env.process(self._think())

@@ -212,6 +212,7 @@ def requests_of(scenario: Scenario, max_requests: int | None) -> tuple[Requests,
     arrivals = ArrivalProcess(
         process=keys.process, rate_per_s=keys.rate_per_s, cv=keys.cv or 1.0,
         concurrency=keys.concurrency or 1, think_time_s=keys.think_time_s,
+        max_in_flight=keys.max_in_flight,
     )  # fmt: skip
     count = workload.num_requests
     if max_requests is not None:

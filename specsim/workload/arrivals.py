@@ -17,13 +17,15 @@ Process = Literal["poisson", "gamma", "constant", "closed", "trace"]
 class ArrivalProcess:
     """poisson, gamma (coefficient of variation `cv`) and constant arrive at `rate_per_s`;
     closed keeps `concurrency` requests in the system, each followed by the next one
-    `think_time_s` after it is done; trace takes its times from a file."""
+    `think_time_s` after it is done; trace takes its times from a file. A load generator that
+    keeps at most `max_in_flight` requests open holds later ones back until one is done."""
 
     process: Process
     rate_per_s: float | None = None
     cv: float = 1.0
     concurrency: int = 1
     think_time_s: float = 0.0
+    max_in_flight: int | None = None
 
     def __post_init__(self) -> None:
         if self.process in ("poisson", "gamma", "constant"):
@@ -34,6 +36,8 @@ class ArrivalProcess:
             raise ValueError(f"cv={self.cv} is not > 0")
         if self.concurrency < 1:
             raise ValueError(f"concurrency={self.concurrency} < 1")
+        if self.max_in_flight is not None and self.max_in_flight < 1:
+            raise ValueError(f"max_in_flight={self.max_in_flight} < 1")
         if self.think_time_s < 0:
             raise ValueError(f"think_time_s={self.think_time_s} < 0")
 
