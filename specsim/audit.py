@@ -135,7 +135,17 @@ def full_acceptance() -> Claim:
         assumptions="the pass also yields a bonus token, so full acceptance emits K+1 tokens; "
         "and the K draft passes have to be paid as well",
         numbers={"num_draft_tokens": k, "tokens_emitted": emitted},
-    )
+        chart={
+            "title": "Full acceptance: tokens from one verify pass",
+            "x": [str(n) for n in range(1, 9)],
+            "y": {"as claimed, K": list(range(1, 9)),
+                  "emitted, K + 1": [Iid(1.0).acceptance_length(n) for n in range(1, 9)],
+                  "per target pass of time, c = 0.1": [
+                      float(speedup(n + 1, n, 0.1)) for n in range(1, 9)
+                  ]},
+            "xlabel": "draft tokens, K", "ylabel": "tokens", "reference": None,
+        },
+    )  # fmt: skip
 
 
 def agreement_and_losslessness() -> Claim:
@@ -192,6 +202,7 @@ def verifying_is_cheaper() -> Claim:
 
 def two_to_three_times() -> Claim:
     """6: Google's implementation on Gemini: 2–3× throughput."""
+    ratios = [0.005 * i for i in range(41)]
     needed = {
         f"{wanted:g}x": {
             f"c={c:g}": min((_alpha_for(wanted, c, k) for k in range(1, 13)), default=float("nan"))
@@ -206,7 +217,14 @@ def two_to_three_times() -> Claim:
         assumptions="the deployment is not public; a speedup of 2-3x needs an acceptance alpha "
         "of this size at cost ratio c, at small batch and the best K",
         numbers={"alpha_needed": needed},
-    )
+        chart={
+            "title": "Acceptance that 2x and 3x need, at the best K",
+            "x": ratios,
+            "y": {f"{wanted:g}x": [min(_alpha_for(wanted, c, k) for k in range(1, 13))
+                                   for c in ratios] for wanted in (2.0, 3.0)},
+            "xlabel": "cost ratio c", "ylabel": "alpha needed", "reference": [1.0],
+        },
+    )  # fmt: skip
 
 
 def _alpha_for(wanted: float, cost_ratio: float, k: int) -> float:
