@@ -53,8 +53,8 @@ def rows() -> list[Row]:
     """Every row; one that says "not run" where the data is absent."""
     stages = load()
     if stages is None:
-        return [Row(name="serving on an H100", error=None,
-                    provenance="not run: SPECSIM_DATA has no serving_h100 (0 of 7 stages)")]  # fmt: skip
+        why = "not run: SPECSIM_DATA has no serving_h100 (0 of 7 stages)"
+        return [Row(name="serving on an H100", error=None, provenance=why)]
     limits = bounds("serving_h100")
     fit = of_source("published fit", stages, VLLM_LLAMA_8B_H100, fitted_runtime(), limits, "fit")
     gpu = catalogue.gpu("h100-sxm")
@@ -142,8 +142,9 @@ def of_source(
         if number in SATURATED:
             span = float(np.max(served.last_s) - np.min(served.arrival_s))
             rate = float(served.output_tokens.sum()) / span
+            bound = limits.get(f"{key}_throughput")
             found.append(comparison(f"{name}: output tokens/s", rate, seen["tokens_per_s"], "1/s",
-                                    bound=limits.get(f"{key}_throughput"), provenance=SOURCE))  # fmt: skip
+                                    bound=bound, provenance=SOURCE))  # fmt: skip
             continue
         first_token[number] = (_mean(ttft(served)), seen["ttft_s"])
         found.append(comparison(f"{name}: TTFT", *first_token[number], "s",
