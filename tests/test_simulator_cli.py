@@ -195,7 +195,7 @@ BAD = [
     (["--set", "hardware.tensor_parallel=1"], "does not fit on 1 × h100"),
     (["--set", "hardware.router=random"], "hardware.router = 'random'"),
     (["--set", "workload.arrivals={process: trace, file: none.csv}"], "none.csv: No such file"),
-    (["--set", "workload.prompt_tokens={distribution: constant, value: 990000}"],
+    (["--set", "workload.prompt_tokens={distribution: uniform, low: 1, high: 990000}"],
      "do not fit the KV cache"),
     (["--set", "workload.output_tokens={distribution: trace}"], "name no trace file"),
     (["--set", "engine.max_num_batched_tokens=4"], "K = 4: one sequence needs 5 tokens"),
