@@ -84,7 +84,7 @@ class AcceptanceFit(LawKeys):
             for item in _flat(error):
                 if isinstance(item, bool) or not isinstance(item, (int, float)) or not item >= 0:
                     raise ValueError(f"standard_errors.{key} = {item!r}: expected numbers >= 0")
-        return value
+        return {key: _plain(error) for key, error in value.items()}
 
     @property
     def length_errors(self) -> tuple[float, ...]:
@@ -122,8 +122,8 @@ class HostTime(_Part):
 class ObservedStep(_Part):
     """Whole decoding steps as an engine reported them: draft, verify and host together."""
 
-    num_draft_tokens: Annotated[int, Field(ge=0)] | None
-    batch: Annotated[float, Field(gt=0)] | None
+    num_draft_tokens: Annotated[int, Field(ge=0)] | None = None
+    batch: Annotated[float, Field(gt=0)] | None = None
     context: Annotated[float, Field(ge=0)] | None = None
     seconds: Seconds
     standard_error: Error | None = None
@@ -243,6 +243,11 @@ def _flat(value: Any) -> list[Any]:
     if isinstance(value, (list, tuple)):
         return [item for part in value for item in _flat(part)]
     return [value]
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists at any depth, as YAML reads them back."""
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _without_empty(value: Any) -> Any:

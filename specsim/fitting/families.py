@@ -48,8 +48,8 @@ class Family:
 def families(largest: int, max_iterations: int = 200) -> tuple[Family, ...]:
     """From simple to rich. `largest` is the largest K in the data, `max_iterations` bounds
     EM: comparing families needs fewer than a final fit."""
-    chains = [(1, 2, 1), (1, 2, largest), (1, 3, largest), (1, 4, largest), (2, 2, largest),
-              (2, 3, largest)]  # fmt: skip
+    chains = ((1, 2, 1), (1, 2, largest), (1, 3, largest), (1, 4, largest), (2, 3, largest),
+              (2, 4, largest), (3, 3, largest))  # fmt: skip
     simple = (
         Family(name="iid", num_parameters=lambda d: 1, fit=fit_iid),
         Family(name="beta", num_parameters=lambda d: 2, fit=fit_beta),

@@ -78,7 +78,10 @@ def read_inference_perf(path: Path, progress: Progress | None = None) -> Importe
         RecordError: where there are no successful requests.
     """
     notes, times = Notes(), StepTimes()
-    document = section(parse_json(read_document(path), str(path)), str(path), "report")
+    value = parse_json(read_document(path), str(path))
+    if isinstance(value, list):
+        return _per_request(path)
+    document = section(value, str(path), "report")
     good = section(document.get("successes"), str(path), "successes")
     where = f"{path}, successes"
     count = number(good.get("count", 0), where, "count")
@@ -115,6 +118,20 @@ def read_inference_perf(path: Path, progress: Progress | None = None) -> Importe
         batch = number(rate["requests_per_sec"], where, "requests_per_sec") * (whole - first)
     times.add(None, max(1.0, round(batch, 2)) if batch else None, per_token, count * (output - 1),
               prompt + output / 2)  # fmt: skip
+    return _latency_only(path, INFERENCE_PERF, times, notes)
+
+
+def _per_request(path: Path) -> Imported:
+    """The per-request report: mean time between chunks, one chunk a step."""
+    from specsim.interop.served import served_requests
+
+    notes, times = Notes(), StepTimes()
+    for record in served_requests(path)[1]:
+        stamps = record.chunk_times_s
+        if len(stamps) > 1:
+            context = record.prompt_tokens + record.output_tokens / 2
+            seconds = (stamps[-1] - stamps[0]) / (len(stamps) - 1)
+            times.add(None, None, seconds, len(stamps) - 1, context)
     return _latency_only(path, INFERENCE_PERF, times, notes)
 
 

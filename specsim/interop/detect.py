@@ -152,6 +152,8 @@ def of_value(value: Any) -> str | None:
         return RUNS
     if isinstance(value.get("metrics"), Mapping) and "speculative_decoding" in value["metrics"]:
         return vllm_requests.FORMAT
+    if {"start_time", "end_time", "info"} <= keys:
+        return client_bench.INFERENCE_PERF  # one request of the per-request report
     if "successes" in keys and ("load_summary" in keys or "failures" in keys):
         return client_bench.INFERENCE_PERF
     if "benchmarks" in keys:

@@ -64,11 +64,9 @@ def read(path: Path, progress: Progress | None = None) -> Imported:
         RecordError: for impossible figures, or a file without any.
     """
     reader = _Reader(path)
-    count = 0
     for where, block in _blocks(path, progress):
         reader.block(block, where)
-        count += 1
-    if not count:
+    if not reader.results:
         raise RecordError(f"{path}: no result of `vllm bench serve`; expected its JSON or output")
     return reader.finish()
 
@@ -121,6 +119,7 @@ class _Reader:
         self.tallies, self.times = TallyByK(), StepTimes()
         self.lengths: list[MeanLength] = []
         self.contexts: list[float] = []
+        self.results = 0
 
     def block(self, block: Mapping[str, Any], where: str) -> None:
         value = {
@@ -132,6 +131,7 @@ class _Reader:
                                             "spec_decode_num_drafts")):  # fmt: skip
             self.notes.add("incomplete-lines", f"{where} holds no result; left out")
             return
+        self.results += 1
         k = self._acceptance(block, value, where)
         itl, tpot = value.get("mean_itl_ms", 0.0), value.get("mean_tpot_ms", 0.0)
         ratio = itl / tpot if itl > 0 and tpot > 0 else None

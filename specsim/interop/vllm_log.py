@@ -224,9 +224,12 @@ class _Reader:
         self.engine = None
         emitted = None if window.seconds is None else generation * window.seconds
         if window.seconds and running >= 1:
-            per_request = window.steps / window.seconds / running
+            steps = window.steps
+            if emitted is not None and emitted - window.accepted > 1.05 * steps:
+                steps = emitted - window.accepted  # steps that drafted nothing count as well
+            per_request = steps / window.seconds / running
             if per_request > 0 and prompt <= 0.1 * generation:
-                self.times.add(window.k, running, 1 / per_request, window.steps / running)
+                self.times.add(window.k, running, 1 / per_request, steps / running)
         self._flush(emitted)
 
     def _flush(self, emitted: float | None = None) -> None:
