@@ -130,10 +130,10 @@ def test_g_test(model, joints, case):
 
 def test_g_test_has_power(model, joints):
     """The same test refuses typical acceptance, and a target at another temperature."""
-    tokens = sample(model, "early-exit", policy.fixed(2), "typical", SAMPLED, samples=4000)
+    tokens = sample(model, "early-exit", policy.fixed(2), "typical", SAMPLED, samples=8000)
     with pytest.raises(AssertionError):
         assert_distribution(tokens, joints[SAMPLED])
-    tokens = sample(model, "none", policy.fixed(0), "chain", Warp(temperature=1.0))
+    tokens = sample(model, "none", policy.fixed(0), "chain", Warp(temperature=1.0), samples=8000)
     with pytest.raises(AssertionError):
         assert_distribution(tokens, joints[SAMPLED])
 

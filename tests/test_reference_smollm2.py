@@ -182,7 +182,7 @@ def exact_joint(smollm2):
     ],
 )
 def test_g_test(smollm2, exact_joint, method, shape, rule):
-    """Property 23 on SmolLM2: n = 20,000, significance 1e-6; one token from the prompt, then K + 2."""
+    """Property 23 on SmolLM2: one token from the prompt's pass, then K + 2 speculatively."""
     prompt, joint = exact_joint
     decoder = Decoder(
         smollm2.model, drafter_for(method, smollm2.model), warp=NARROW, policy=shape, rule=rule,
