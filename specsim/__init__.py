@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from specsim.catalogue import gpu as gpu
     from specsim.catalogue import model as model
     from specsim.catalogue import runtime as runtime
+    from specsim.planner import Plan as Plan
+    from specsim.planner import Sweep as Sweep
+    from specsim.planner import plan as plan
+    from specsim.planner import sweep as sweep
     from specsim.scenario import Scenario as Scenario
     from specsim.simulator.run import simulate as simulate
 
@@ -29,24 +33,32 @@ _EXPORTS = {
     "predict": "specsim.analytic",
     "Prediction": "specsim.analytic",
     "Scenario": "specsim.scenario",
+    "plan": "specsim.planner",
+    "Plan": "specsim.planner",
+    "sweep": "specsim.planner",
+    "Sweep": "specsim.planner",
     "simulate": "specsim.simulator.run",
 }
 _MODULES = ("acceptance", "deployment", "errors", "plots", "records", "units")
 
 __all__ = [
+    "Plan",
     "Prediction",
     "Scenario",
+    "Sweep",
     "__version__",
     "acceptance",
     "deployment",
     "errors",
     "gpu",
     "model",
+    "plan",
     "plots",
     "predict",
     "records",
     "runtime",
     "simulate",
+    "sweep",
     "units",
 ]
 

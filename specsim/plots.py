@@ -6,6 +6,7 @@ differ in dashes so that a figure survives grey print.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ matplotlib.use("Agg", force=False)  # files, and notebooks that have chosen alre
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
@@ -126,6 +128,49 @@ def prediction_figure(
         if title:
             figure.suptitle(title)
     return figure
+
+
+class WhatIfFigure:
+    """The three figures of `prediction_figure`, kept and redrawn: what moving a slider needs.
+
+    Making axes and ticks takes longer than all the curves, so they are made once.
+    """
+
+    def __init__(self, dpi: float = 80.0) -> None:
+        with plt.rc_context(STYLE):
+            self.figure = Figure(figsize=(13.2, 4.0), dpi=dpi)
+            self.axes = self.figure.subplots(1, 3)
+            self.figure.subplots_adjust(left=0.05, right=0.985, bottom=0.14, top=0.82, wspace=0.2)
+            self._title = self.figure.suptitle("")
+            self._canvas = FigureCanvasAgg(self.figure)
+
+    def draw(self, rows: Sequence[Mapping[str, Any]], curve: Mapping[str, Any], title: str) -> None:
+        """Put other rows (as in `predict`) and another curve into the same axes."""
+        # a title at a fixed height spares a measurement of every label
+        with plt.rc_context({**STYLE, "axes.titley": 1.02}):
+            for ax in self.axes:
+                _empty(ax)
+            speedup_curve(rows, self.axes[0])
+            step_breakdown(rows, self.axes[1])
+            speedup_over_batch(curve, self.axes[2])
+            self._title.set_text(title)
+
+    def png(self) -> bytes:
+        """The picture as it is now; drawn once, where `savefig` draws twice."""
+        stream = io.BytesIO()
+        with plt.rc_context(STYLE):
+            self._canvas.draw()
+        plt.imsave(stream, np.asarray(self._canvas.buffer_rgba()), format="png",
+                   pil_kwargs={"compress_level": 1})  # fmt: skip
+        return stream.getvalue()
+
+
+def _empty(ax: Axes) -> None:
+    """Take out what was drawn; axes, scales and ticks stay."""
+    for artist in (*ax.lines, *ax.collections, *ax.patches, *ax.texts):
+        artist.remove()
+    ax.relim()
+    ax.autoscale(True)
 
 
 def claim_figure(number: int, chart: Mapping[str, Any]) -> Figure:
@@ -271,3 +316,93 @@ def side_by_side(count: int, width: float = 4.8, height: float = 4.4) -> tuple[F
             1, count, figsize=(width * count, height), layout="constrained", squeeze=False
         )
     return figure, axes[0]
+
+
+def plan_curves(
+    curves: Sequence[Mapping[str, Any]], limits: Mapping[str, Any], ax: Axes | None = None
+) -> Axes:
+    """Time per output token against load, per GPU, for rival plans; the tightest limit and
+    the demand as lines, and a dot where the SLO's share is last attained. `curves` and
+    `limits` as from `Plan.curves()` and `Plan.limits()`."""
+    ax = _axes(ax)
+    colours, dashes = (BLUE, ORANGE, GREEN, PURPLE), ("-", "--", "-.", ":")
+    for i, curve in enumerate(curves):
+        keep = np.asarray(curve["batch"]) <= curve["slots"]
+        rate = np.asarray(curve["rate_per_s_per_gpu"])[keep]
+        tpot = 1e3 * np.asarray(curve["tpot_s"])[keep]
+        colour = colours[i % 4] if curve["speculates"] else GREY
+        ax.plot(rate, tpot, color=colour, linestyle=dashes[i % 4], label=curve["label"])
+    if limits["tpot_s"] is not None:
+        ax.axhline(1e3 * limits["tpot_s"], color=RED, linewidth=0.9)
+        ax.annotate("TPOT limit", (0.01, 1e3 * limits["tpot_s"]), color=RED, fontsize=8,
+                    xycoords=("axes fraction", "data"), va="bottom")  # fmt: skip
+    if limits["rate_per_s_per_gpu"] is not None:
+        ax.axvline(limits["rate_per_s_per_gpu"], color=GREY, linestyle=":", linewidth=1)
+        ax.annotate("demand", (limits["rate_per_s_per_gpu"], 0.98), color=GREY, fontsize=8,
+                    xycoords=("data", "axes fraction"), rotation=90, va="top", ha="right")  # fmt: skip
+    top = 2.2 * 1e3 * limits["tpot_s"] if limits["tpot_s"] is not None else None
+    ax.set(xlabel="requests/s per GPU", ylabel="time per output token, ms", ylim=(0, top),
+           title="Load and latency")  # fmt: skip
+    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, 0.93))
+    return ax
+
+
+def regret_bars(
+    draft_tokens: Sequence[int], regret: Sequence[float], ax: Axes | None = None
+) -> Axes:
+    """The share of the best speed that each K loses."""
+    ax = _axes(ax)
+    loss = 100 * np.asarray(regret, dtype=float)
+    best = int(np.argmin(loss))
+    colours = [GREEN if i == best else BLUE for i in range(len(loss))]
+    ax.bar(draft_tokens, loss, 0.75, color=colours)
+    ax.annotate("best", (draft_tokens[best], loss[best]), ha="center", va="bottom", color=GREEN,
+                fontsize=8)  # fmt: skip
+    ax.set(xlabel="draft tokens per step, K", ylabel="speed lost, %", title="What each K loses")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return ax
+
+
+def tornado_bars(bars: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
+    """Speed over no speculation at both ends of each input; `bars` have `parameter`, `low`
+    and `high`."""
+    ax = _axes(ax)
+    ordered = list(reversed(bars))
+    for i, bar in enumerate(ordered):
+        ax.barh(i, bar["high"] - bar["low"], left=bar["low"], height=0.6, color=ORANGE)
+    ax.axvline(1.0, color=RED, linestyle="--", linewidth=1)
+    ax.set_yticks(range(len(ordered)), [bar["parameter"] for bar in ordered])
+    ax.set(xlabel="speed over no speculation", title="What the answer is sensitive to")
+    return ax
+
+
+def context_curve(rows: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
+    """Gain over context, K written at each point; rows have `context`, `speedup` and
+    `num_draft_tokens`."""
+    ax = _axes(ax)
+    x = [row["context"] for row in rows]
+    ax.plot(x, [row["speedup"] for row in rows], color=BLUE, marker="o", markersize=4)
+    for row in rows:
+        ax.annotate(f"K={row['num_draft_tokens']}", (row["context"], row["speedup"]), fontsize=8,
+                    textcoords="offset points", xytext=(0, 7), ha="center")  # fmt: skip
+    ax.axhline(1.0, color=GREY, linestyle="--", linewidth=1)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.tick_params(axis="x", labelrotation=30)
+    top = max([1.0, *(row["speedup"] for row in rows)])
+    ax.set(xlabel="context, tokens", ylabel="speed over plain decoding", ylim=(0, 1.2 * top),
+           title="Long context")  # fmt: skip
+    return ax
+
+
+def svg(ax: Axes) -> str:
+    """The figure of `ax` as an `<svg>` element for a page; the same figure gives the same
+    text."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    stream = io.StringIO()
+    with plt.rc_context(STYLE):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    text = stream.getvalue()
+    return text[text.index("<svg") :]

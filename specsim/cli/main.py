@@ -21,7 +21,9 @@ from specsim.errors import SpecsimError
 #: `command` of `specsim.cli.x`.
 COMMANDS = {
     "predict": "What speculation does for one deployment, over K: the closed form.",
+    "plan": "Choose the draft, K, policy, batch limit and GPUs for a service; the report.",
     "simulate": "A service with queues, batches and tails: discrete-event simulation.",
+    "sweep": "A grid of scenarios, in parallel, resumable.",
     "fit": "Logs, metrics, bench files or records become a calibration file.",
     "export": "A scenario becomes the flags or configuration of an engine.",
     "catalogue": "Models, GPUs, runtimes and acceptance figures that are known, with sources.",
