@@ -12,8 +12,8 @@ from specsim.catalogue import loader
 from specsim.cost.kernels.operations import gemm_operation, held_out
 from specsim.cost.roofline import Roofline
 from specsim.errors import MissingDataError
-from validation import fit_constants
 from validation.fit_constants import CHIPS, datasheet, predicted_constants
+from validation.kernel_fits import allowed, best_constants
 
 
 def shapes() -> pd.DataFrame:
@@ -30,9 +30,7 @@ def test_known_constants_are_found_again() -> None:
     exact = Roofline(gpu=dataclasses.replace(gpu, **truth)).operation_time(operation).seconds  # type: ignore[arg-type]
     noisy = exact * np.exp(np.random.default_rng(1).normal(0, 0.03, len(exact)))
     start = (0.9, 0.8, 3e-6, 1e-9)
-    found, _ = fit_constants._best(
-        gpu, tuple(truth), [start], operation, noisy, np.ones(len(exact))
-    )
+    found, _ = best_constants(gpu, tuple(truth), [start], operation, noisy, np.ones(len(exact)))
     for name, value in truth.items():
         assert found[name] == pytest.approx(value, rel=0.05), name
 
@@ -40,16 +38,16 @@ def test_known_constants_are_found_again() -> None:
 def test_too_few_rows_are_refused() -> None:
     table = shapes().iloc[:5]
     with pytest.raises(MissingDataError, match="5 rows are too few"):
-        fit_constants._best(
+        best_constants(
             loader.gpu("h100"), ("fixed_s",), [(1e-6,)], gemm_operation(table, "bf16"),
             np.ones(5), np.ones(5),
         )  # fmt: skip
 
 
 def test_shares_above_one_are_never_accepted() -> None:
-    assert not fit_constants._allowed({"bandwidth_share": 1.01})
-    assert not fit_constants._allowed({"fixed_s": -1e-9})
-    assert fit_constants._allowed({"bandwidth_share": 1.0, "fixed_s": 0.0})
+    assert not allowed({"bandwidth_share": 1.01})
+    assert not allowed({"fixed_s": -1e-9})
+    assert allowed({"bandwidth_share": 1.0, "fixed_s": 0.0})
 
 
 def test_prediction_leaves_the_chip_and_its_siblings_out() -> None:

@@ -231,7 +231,7 @@ def test_warm_is_faster_where_a_cache_is_large() -> None:
 def test_products_keep_their_bar_on_held_out_shapes(name: str) -> None:
     """A sample of `python -m validation.silicon`, so that CI notices."""
     from validation.rows import bounds
-    from validation.silicon import gemm_errors
+    from validation.silicon_kernels import gemm_errors
 
     table = gemm_errors(loader.gpu(name))
     big = table[table["big"]]

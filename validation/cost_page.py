@@ -28,6 +28,7 @@ from specsim.deployment import PlacedModel
 from validation import full_steps, silicon
 from validation.full_steps import vllm_deployment
 from validation.rows import Row, missed
+from validation.silicon_kernels import gemm_errors
 
 DOCS = Path(__file__).parent.parent / "docs"
 #: The worked example: Llama-3.1-8B on one H100 under vLLM 0.10, EAGLE head.
@@ -194,7 +195,7 @@ def figures(directory: Path) -> None:
 
 def _scatter(ax: Any) -> None:
     for name in ("h100-sxm-80gb", "a100-sxm-80gb", "b200-sxm-180gb", "l40s-48gb"):
-        table = silicon.gemm_errors(loader.gpu(name))
+        table = gemm_errors(loader.gpu(name))
         table = table[table["big"]].sample(400, random_state=0)
         operation = gemm_operation(table, "bf16")
         gpu = loader.gpu(name)
