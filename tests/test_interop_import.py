@@ -161,8 +161,8 @@ def test_idle_interval_with_nan_is_skipped(tmp_path: Path) -> None:
     idle = (
         "INFO 05-02 10:00:00 [metrics.py:96] SpecDecoding metrics: Mean acceptance length: nan, "
         "Accepted throughput: 0.00 tokens/s, Drafted throughput: 0.00 tokens/s, "
-        "Accepted: 0 tokens, Drafted: 0 tokens, Per-position acceptance rate: nan, nan, nan, Avg Draft acceptance "
-        "rate: nan%\n"
+        "Accepted: 0 tokens, Drafted: 0 tokens, Per-position acceptance rate: nan, nan, nan, "
+        "Avg Draft acceptance rate: nan%\n"
     )
     path.write_text(idle + (FIXTURES / "vllm_eagle3.log").read_text())
     assert read_file(path).tallies[0].steps == pytest.approx(5460)
