@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from specsim.cost.memory import memory
 from specsim.planner.answers import QUESTIONS, Answer, Facts
@@ -13,11 +14,16 @@ from specsim.units import human_bytes, human_seconds
 BUFFER_ERROR = 0.3
 
 
+def widest_step(schedule: Sequence[Sequence[int]]) -> int:
+    """Tokens of the widest verify step of a schedule [batch_lo, batch_hi, K]."""
+    return max(high * (k + 1) for _, high, k in schedule)
+
+
 def graphs_and_tokens(facts: Facts) -> Answer:
     """4: the widest step that a CUDA graph must hold, and the token budget."""
     best = facts.best
     rows = best.schedule()
-    widest = max(high * (k + 1) for _, high, k in rows)
+    widest = widest_step(rows)
     at_demand = round(best.demand.batch) * (best.k_at(best.demand.batch) + 1)
     runtime = best.deployment.runtime
     largest = max(runtime.graph_sizes, default=0)
