@@ -1,0 +1,167 @@
+"""The report that compares predictions with reality: its logic, on made-up measurements."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from made_up_host import ALPHA, SHARE, STEP_S, TOKEN_S, made_up
+
+from specsim.fitting.choose import observations
+from specsim.fitting.families import fit_hazard
+from validation import __main__ as command
+from validation import comparisons, host, host_model
+from validation.comparisons import Comparison
+from validation.host_model import fit_host
+from validation.host_plan import acceptance_units, halves, host_units, report_units
+from validation.report import regressions
+from validation.rows import Row, comparison, missed, statistic
+
+
+def planted(error: float) -> list[Row]:
+    """A comparison with one bounded statistic and two observations."""
+    return [
+        statistic("median |error|", error, bound=0.05),
+        comparison("first", 1.0 + error, 1.0, "x"),
+        comparison("second", 1.0, 1.0, "x"),
+    ]
+
+
+@pytest.fixture
+def plant(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """Replaces the comparison `claims` by rows with a given error."""
+
+    def with_error(error: float) -> None:
+        module = SimpleNamespace(rows=lambda: planted(error))
+        monkeypatch.setattr(comparisons.importlib, "import_module", lambda name: module)
+
+    return with_error
+
+
+def test_a_planted_error_exits_1(plant, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    plant(0.04)
+    assert command.main(["claims"]) == 0
+    plant(0.06)
+    assert command.main(["claims"]) == 1
+    assert "missed: claims: median |error|: 0.0600 > 0.05" in capsys.readouterr().err
+
+
+def test_no_regress_lets_a_missed_bound_pass_until_it_grows(
+    plant, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # type: ignore[no-untyped-def]
+    plant(0.20)
+    command.main(["claims", "--write", str(tmp_path)])
+    before = str(tmp_path / "accuracy.json")
+    assert command.main(["claims", "--no-regress", before]) == 0
+    plant(0.215)
+    assert command.main(["claims", "--no-regress", before]) == 0
+    plant(0.23)
+    assert command.main(["claims", "--no-regress", before]) == 1
+    assert "0.2000 became 0.2300" in capsys.readouterr().err
+
+
+def test_the_report_shows_bounds_and_misses(plant, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    plant(0.06)
+    command.main(["claims", "--write", str(tmp_path)])
+    page = (tmp_path / "accuracy.md").read_text(encoding="utf-8")
+    assert "| median \\|error\\| | 6.0 % | 5.0 % | **missed** |" in page or (
+        "| median |error| | 6.0 % | 5.0 % | **missed** |" in page
+    )
+    document = json.loads((tmp_path / "accuracy.json").read_text(encoding="utf-8"))
+    found = document["comparisons"][0]
+    assert found["name"] == "claims"
+    assert found["passed"] is False
+    assert found["median_error"] == pytest.approx(0.03)
+
+
+def test_absent_data_neither_passes_nor_regresses() -> None:
+    empty = Comparison(name="host", rows=())
+    assert empty.passed is None
+    assert empty.as_dict()["median_error"] is None
+    before = {"comparisons": [Comparison(name="host", rows=tuple(planted(0.01))).as_dict()]}
+    assert regressions({"comparisons": [empty.as_dict()]}, before) == []
+
+
+def test_unknown_comparison_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["nonsense"]) == 2
+    assert capsys.readouterr().err.startswith("Error: unknown comparison 'nonsense'")
+
+
+# --- host ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def quick_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The competition of laws is tested elsewhere; here hazards by position do."""
+    chosen = lambda found: SimpleNamespace(law=fit_hazard(observations(found)).law)  # noqa: E731
+    monkeypatch.setattr(host_model, "choose", chosen)
+
+
+def test_halves_share_no_prompt_and_hold_every_kind() -> None:
+    fit, report = halves("copy")
+    assert not {p.id for p in fit} & {p.id for p in report}
+    assert {p.text for p in fit}.isdisjoint(p.text for p in report)
+    for half in (fit, report):
+        assert sum(p.id.startswith("summarise") for p in half) == len(half) / 2 == 8
+    reported = {p.id for u in report_units() for p in u.prompts}
+    fitted = {p.id for u in (*acceptance_units(), *host_units()) for p in u.prompts}
+    assert reported
+    assert fitted
+    assert not reported & fitted
+
+
+def test_every_speculative_unit_has_plain_decoding_of_the_same_prompts() -> None:
+    units = list(report_units())
+    assert len({u.name for u in units}) == len(units)
+    plain = {(u.prompts, u.temperature) for u in units if u.num_draft_tokens == 0}
+    drafted = [u for u in units if u.num_draft_tokens]
+    assert all((u.prompts, u.temperature) in plain for u in drafted)
+    settings = {(u.method, u.num_draft_tokens, u.domain, u.batch, u.temperature) for u in drafted}
+    assert len(settings) >= 40
+
+
+def test_host_recovers_known_costs_and_acceptance() -> None:
+    traces = made_up()
+    model = fit_host(traces)
+    fitted = model.acceptance("ngram", 8, "code", 0.0)
+    length = 1 + SHARE * sum(ALPHA**i for i in range(1, 9))
+    assert abs(fitted.tau - length) < 3 * fitted.tau_error
+    assert fitted.proposing == pytest.approx(SHARE, abs=0.03)
+    time = model.host["ngram", 0.0]
+    assert time.token_s == pytest.approx(TOKEN_S, rel=0.1)
+    assert time.step_s + time.draft_step_s == pytest.approx(STEP_S, rel=0.5)
+
+
+def test_host_keeps_its_bounds_on_a_machine_that_is_as_described() -> None:
+    found = host.rows_of(made_up())
+    unkept = [row.name for row in missed(found)]
+    assert unkept == ["configurations short of the wanted number"]  # 10 of 40 here
+
+
+def test_host_misses_when_drafting_is_slower_than_its_parts() -> None:
+    unkept = [row.name for row in missed(host.rows_of(made_up(slower=1.12)))]
+    assert any(name.startswith("speedup") and name.endswith("median |error|") for name in unkept)
+
+
+def test_a_pass_is_averaged_over_how_many_rows_draft() -> None:
+    model = fit_host(made_up())
+    always = model.step_s("ngram", 8, 1, 160.0, 0.0, 1.0)
+    never = model.step_s("ngram", 8, 1, 160.0, 0.0, 0.0)
+    sometimes = model.step_s("ngram", 8, 1, 160.0, 0.0, 0.25)
+    assert sometimes == pytest.approx(0.75 * never + 0.25 * always)
+
+
+def test_regret_counts_not_drafting_as_a_choice() -> None:
+    common = {"domain": "code", "batch": 1, "temperature": 0.0, "tokens_per_s": 1.0, "tau": 1.0,
+              "predicted_tokens_per_s": 1.0, "predicted_tau": 1.0, "tau_error": 0.1,
+              "extrapolated_speedup": 1.0, "extrapolated_tau": 1.0,
+              "costs_only_speedup": 1.0}  # fmt: skip
+    slow = host.Configuration(method="a", num_draft_tokens=2, speedup=0.8, predicted_speedup=1.1,
+                              **common)  # type: ignore[arg-type]  # fmt: skip
+    fast = host.Configuration(method="b", num_draft_tokens=2, speedup=1.25, predicted_speedup=0.9,
+                              **common)  # type: ignore[arg-type]  # fmt: skip
+    found = host.regrets([slow, fast])
+    assert np.allclose(sorted(found.values()), [0.2, 0.2])
