@@ -141,3 +141,26 @@ def test_keeping_a_drafter_current_costs_one_pass() -> None:
     assert cost.keep_current_s(4, 400.0) == pytest.approx(one, rel=1e-9)
     first_and_one = float(draft_round(deployment, source, 2, 4, 100).seconds)
     assert one < first_and_one
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "llama-3.2-1b", "gpt-oss-20b"])
+def test_kernels_have_a_fast_path_too(name: str) -> None:
+    """Within half a percent everywhere, a ten-thousandth or so in the middle."""
+    pytest.importorskip("aiconfigurator_core")
+    from specsim.cost.kernels import Kernels
+
+    source, model = Kernels(gpu=catalogue.gpu("h100-sxm")), placed(name)
+    fast = scalar_pass(source, model, 4096)
+    assert fast.__qualname__.startswith("kernels_pass")
+    rng = np.random.default_rng(2)
+    errors = []
+    for _ in range(25):
+        work = Work.uniform(int(rng.integers(1, 200)), int(rng.integers(1, 9)),
+                            float(rng.integers(0, 20_000)))  # fmt: skip
+        if rng.random() < 0.5:
+            work = work + Work.prefill(1, int(rng.integers(1, 2000)))
+        asked = (int(work.tokens), int(work.sequences), int(work.logit_rows))
+        got = fast(*asked, float(work.kv_tokens), float(work.pairs))
+        errors.append(abs(got / float(source.work_time(model, work).seconds) - 1))
+    assert max(errors) < 5e-3
+    assert float(np.median(errors)) < 5e-4

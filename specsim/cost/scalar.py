@@ -33,25 +33,33 @@ TOLERANCE = 1e-9
 def scalar_pass(source: CostSource, model: PlacedModel, max_tokens: int) -> ScalarPass:
     """`source.work_time(model, Work(…)).seconds` as a function of five numbers, for up to
     `max_tokens` new tokens (more are answered, slowly)."""
-    direct = _direct(source, model)
+    asked = direct(source, model)
     if isinstance(source, Linear):
         base, token, key = source.base_s, source.token_s, source.kv_token_s
         return lambda tokens, sequences, rows, kv, pairs: base + token * tokens + key * kv
     if isinstance(source, Roofline) and not source.warm:
-        fast = _roofline(source, model, max_tokens, direct)
-        if _agrees(fast, direct, max_tokens):
+        fast = _roofline(source, model, max_tokens, asked)
+        if _agrees(fast, asked, max_tokens, TOLERANCE):
             return fast
-    return direct
+    if type(source).__name__ == "Kernels" and not getattr(source, "warm", True):
+        from specsim.cost import scalar_kernels
+        from specsim.cost.kernels.source import Kernels
+
+        assert isinstance(source, Kernels)
+        fast = scalar_kernels.kernels_pass(source, model, max_tokens)
+        if _agrees(fast, asked, max_tokens, scalar_kernels.TOLERANCE):
+            return fast
+    return asked
 
 
-def _direct(source: CostSource, model: PlacedModel) -> ScalarPass:
+def direct(source: CostSource, model: PlacedModel) -> ScalarPass:
     def seconds(tokens: int, sequences: int, rows: int, kv: float, pairs: float) -> float:
-        return float(source.work_time(model, _work(tokens, sequences, rows, kv, pairs)).seconds)
+        return float(source.work_time(model, work_of(tokens, sequences, rows, kv, pairs)).seconds)
 
     return seconds
 
 
-def _work(tokens: Any, sequences: Any, rows: Any, kv: Any, pairs: Any) -> Work:
+def work_of(tokens: Any, sequences: Any, rows: Any, kv: Any, pairs: Any) -> Work:
     tokens, sequences, rows = (np.asarray(x, dtype=float) for x in (tokens, sequences, rows))
     return Work(
         tokens=tokens, sequences=sequences, logit_rows=rows,
@@ -59,44 +67,43 @@ def _work(tokens: Any, sequences: Any, rows: Any, kv: Any, pairs: Any) -> Work:
     )  # fmt: skip
 
 
-def _agrees(fast: ScalarPass, direct: ScalarPass, max_tokens: int) -> bool:
+def _agrees(fast: ScalarPass, asked: ScalarPass, max_tokens: int, tolerance: float) -> bool:
     """Compare on a few passes: decoding, verifying, prefilling, short and long contexts."""
     for sequences, new, context in ((1, 1, 10), (3, 5, 900), (8, 1, 40_000), (1, 64, 0)):
         tokens = min(sequences * new, max_tokens)
         kv = sequences * (context + new)
         case = (tokens, sequences, sequences, float(kv), float(kv) * new)
-        expected = direct(*case)
-        if not math.isclose(fast(*case), expected, rel_tol=TOLERANCE):
+        if not math.isclose(fast(*case), asked(*case), rel_tol=tolerance):
             return False
     return True
 
 
 def _roofline(
-    source: Roofline, model: PlacedModel, max_tokens: int, direct: ScalarPass
+    source: Roofline, model: PlacedModel, max_tokens: int, asked: ScalarPass
 ) -> ScalarPass:
-    by_tokens, by_rows, experts = _tables(source, model, max_tokens)
-    attention = [_attention(source, group) for group in _attention_groups(source, model)]
+    by_tokens, by_rows, experts = tables(source, model, max_tokens)
+    groups = [attention(source, group) for group in attention_groups(source, model)]
     expert_times: dict[tuple[int, int], float] = {}
 
     def seconds(tokens: int, sequences: int, rows: int, kv: float, pairs: float) -> float:
         if tokens > max_tokens or rows > max_tokens:
-            return direct(tokens, sequences, rows, kv, pairs)
+            return asked(tokens, sequences, rows, kv, pairs)
         total = by_tokens[tokens] + by_rows[rows]
-        for group in attention:
+        for group in groups:
             total += group(tokens, sequences, kv, pairs)
         if experts:
             key = (tokens, sequences)
             time = expert_times.get(key)
             if time is None:
-                time = expert_times[key] = _expert_seconds(source, model, tokens, sequences)
+                time = expert_times[key] = expert_seconds(source, model, tokens, sequences)
             total += time
         return total
 
     return seconds
 
 
-def _tables(
-    source: Roofline, model: PlacedModel, max_tokens: int
+def tables(
+    source: Any, model: PlacedModel, max_tokens: int
 ) -> tuple[list[float], list[float], bool]:
     """Seconds of the operations whose time follows the new tokens (attention and experts
     left out), of those that follow the logit rows, and whether there are experts.
@@ -105,8 +112,8 @@ def _tables(
     by_tokens, by_rows = np.zeros(max_tokens), np.zeros(max_tokens)
     has_experts = False
     for of_tokens, of_rows in zip(
-        source.explain(model, _work(count, 1, 1, 1, 1)),
-        source.explain(model, _work(1, 1, count, 1, 1)),
+        source.explain(model, work_of(count, 1, 1, 1, 1)),
+        source.explain(model, work_of(1, 1, count, 1, 1)),
         strict=True,
     ):
         kind = of_tokens.operation.kind
@@ -119,13 +126,13 @@ def _tables(
     return [0.0, *by_tokens.tolist()], [0.0, *by_rows.tolist()], has_experts
 
 
-def _expert_seconds(source: Roofline, model: PlacedModel, tokens: int, sequences: int) -> float:
-    found = operations(model, _work(tokens, sequences, 1, 1, 1))
+def expert_seconds(source: Any, model: PlacedModel, tokens: int, sequences: int) -> float:
+    found = operations(model, work_of(tokens, sequences, 1, 1, 1))
     return sum(float(source.operation_time(op).seconds) for op in found if op.kind == "experts")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Group:
+class AttentionGroup:
     """One attention operation as a function of the work; seconds per unit, `count` times."""
 
     count: int
@@ -142,12 +149,12 @@ class _Group:
     limit: float  # keys that one query may attend to
 
 
-def _attention_groups(source: Roofline, model: PlacedModel) -> list[_Group]:
+def attention_groups(source: Roofline, model: PlacedModel) -> list[AttentionGroup]:
     """Coefficients of every attention operation, from differences of its times."""
     gpu = source.gpu
 
     def probe(tokens: float, kv: float, pairs: float) -> list[tuple[Operation, OperationTime]]:
-        found = operations(model, _work(tokens, 1, 1, kv, pairs))
+        found = operations(model, work_of(tokens, 1, 1, kv, pairs))
         return [(op, source.operation_time(op)) for op in found if op.kind == "attention"]
 
     # one sequence; none of the first four can reach a window
@@ -164,7 +171,7 @@ def _attention_groups(source: Roofline, model: PlacedModel) -> list[_Group]:
         depth = float(op.depth)
         fixed = float(keyless[1].fixed_s) / count
         groups.append(
-            _Group(
+            AttentionGroup(
                 count=count,
                 key_s=key_bytes * byte_s,
                 sequence_s=float(keyless[0].kv_bytes) * byte_s,
@@ -182,7 +189,7 @@ def _attention_groups(source: Roofline, model: PlacedModel) -> list[_Group]:
     return groups
 
 
-def _attention(source: Roofline, group: _Group) -> Callable[[int, int, float, float], float]:
+def attention(source: Roofline, group: AttentionGroup) -> Callable[[int, int, float, float], float]:
     """`roofline._attention` in floats."""
     key_s, sequence_s, token_s = group.key_s, group.sequence_s, group.token_s
     tile_sequence_s, tile_token_s = group.tile_sequence_s, group.tile_token_s
