@@ -21,7 +21,14 @@ from specsim.fitting.costs import constants_of_rows, host_time, rows_of_records
 from specsim.fitting.counts import Z95, fit_counts, pooled_survival, with_all_steps
 from specsim.fitting.families import anchored, fit_beta, fit_hidden, fit_iid, keys_of
 from specsim.fitting.files import Options
-from specsim.fitting.hmm import Chain, _forward, log_likelihood, outcomes
+from specsim.fitting.hmm import (
+    Chain,
+    _categories,
+    _expectations,
+    _forward,
+    log_likelihood,
+    outcomes,
+)
 from specsim.fitting.sequences import StepSequence, sequences_of_runs, tallies_of
 from specsim.interop.common import Tally
 from specsim.records import ForwardRecord, Header, StepRecord, write_records
@@ -45,7 +52,7 @@ EASY_HARD = Markov(alpha_easy=0.92, alpha_hard=0.25, easy_length=18, hard_length
 
 
 def test_likelihood_is_that_of_all_paths() -> None:
-    """The forward recursion against the sum over every path of states."""
+    """Forward and backward recursions against the sum over every path of states."""
     rng = np.random.default_rng(3)
     chain = Chain(
         initial=np.array([0.3, 0.7]), transition=np.array([[0.8, 0.2], [0.4, 0.6]]),
@@ -56,7 +63,7 @@ def test_likelihood_is_that_of_all_paths() -> None:
     # accepted, accepted, (bonus, never drafted), rejected, accepted, rejected
     assert data.outcome[:, 0].tolist() == [1, 1, 2, 0, 1, 0]
     assert data.depth[:, 0].tolist() == [0, 1, 2, 0, 0, 1]
-    total = 0.0
+    total, states, moves = 0.0, np.zeros((6, 2)), np.zeros((2, 2))
     for path in np.ndindex(*[2] * 6):
         p = chain.initial[path[0]]
         for t, z in enumerate(path):
@@ -65,7 +72,15 @@ def test_likelihood_is_that_of_all_paths() -> None:
             alpha = chain.accept[z, min(data.depth[t, 0], 1)]
             p *= {1: alpha, 0: 1 - alpha, 2: 1.0}[int(data.outcome[t, 0])]
         total += p
+        for t, z in enumerate(path):
+            states[t, z] += p
+            if t:
+                moves[path[t - 1], z] += p
     assert log_likelihood(chain, data)[0] == pytest.approx(np.log(total))
+    present = np.ones((6, 1))
+    posterior, expected_moves, _ = _expectations(chain, _categories(data, 2), present)
+    np.testing.assert_allclose(posterior[:, 0], states / total)
+    np.testing.assert_allclose(expected_moves, moves / total)
 
 
 def test_em_never_lowers_the_likelihood_and_finds_the_chain() -> None:

@@ -21,7 +21,7 @@ from specsim.acceptance.conversions import alpha_from_acceptance_length
 from specsim.acceptance.empirical import Empirical, load_runs
 from specsim.acceptance.law import Law, Runs, replay
 from specsim.fitting.choose import ChosenLaw, choose
-from specsim.fitting.counts import Z95, ratio_error
+from specsim.fitting.counts import Z95, merge, ratio_error
 from specsim.fitting.sequences import sequences_of_runs, tallies_of
 from specsim.interop.common import Tally
 from validation.rows import Row, bounds, comparison, statistic
@@ -91,9 +91,10 @@ def simple_laws(runs: Empirical) -> dict[str, Law]:
 def _spread(name: str, runs: Empirical, law: Law) -> Iterator[Row]:
     """p10 and p90 over requests of tokens per step, simulated with the recorded lengths."""
     bound = bounds("acceptance")["request_spread"]
-    for k in (FITTED_K, 8):
+    ks = (FITTED_K, 8)
+    simulated = simulated_lengths(law, [len(r) for r in runs.requests if len(r)], ks)
+    for k, predicted in zip(ks, simulated, strict=True):
         observed = runs.per_request_acceptance_length(k)
-        predicted = simulated_lengths(law, [len(r) for r in runs.requests if len(r)], k)
         for quantile in (0.1, 0.9):
             yield comparison(
                 f"{name}: p{round(100 * quantile)} over requests of tokens per step at K = {k}",
@@ -102,12 +103,11 @@ def _spread(name: str, runs: Empirical, law: Law) -> Iterator[Row]:
             )  # fmt: skip
 
 
-def simulated_lengths(law: Law, lengths: Sequence[int], k: int) -> Floats:
-    """Tokens per step of simulated requests of these lengths; shape (REPEATS · requests,)."""
+def simulated_lengths(law: Law, lengths: Sequence[int], ks: Sequence[int]) -> Floats:
+    """Tokens per step of simulated requests of these lengths; (K, REPEATS · requests)."""
     rng = np.random.default_rng(SEED)
-    return np.array([
-        n / len(replay(law.sample_runs(rng, n), k)) for _ in range(REPEATS) for n in lengths
-    ])  # fmt: skip
+    simulated = [law.sample_runs(rng, n) for _ in range(REPEATS) for n in lengths]
+    return np.array([[len(r) / len(replay(r, k)) for r in simulated] for k in ks])
 
 
 def _generalisation(name: str, requests: Sequence[Runs]) -> Iterator[Row]:
@@ -134,12 +134,12 @@ def split_errors(requests: Sequence[Runs], k: int) -> tuple[Floats, Floats, Floa
     """Per split: |τ_other/τ_fitted − 1|, the stated relative half-width for a half of that
     size, and the same from independent steps; shapes (SPLITS,)."""
     rng = np.random.default_rng(SEED)
-    sequences = sequences_of_runs(requests, k)
+    each = [tallies_of([sequence])[0] for sequence in sequences_of_runs(requests, k)]
     misses, reach, plain = [], [], []
     for _ in range(SPLITS):
-        order = rng.permutation(len(sequences))
+        order = rng.permutation(len(each))
         halves = order[: len(order) // 2], order[len(order) // 2 :]
-        one, other = (tallies_of([sequences[i] for i in half])[0] for half in halves)
+        one, other = (merge([each[i] for i in half])[0] for half in halves)
         tau, seen = (1 + float(t.total[Tally.ACCEPTED]) / t.steps for t in (one, other))
         # the stated error of one half's τ, and that of another sample of the other's size
         both = np.sqrt(1 + len(halves[0]) / len(halves[1]))

@@ -7,6 +7,7 @@ law serves every K.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -135,16 +136,15 @@ class HiddenChain(Law):
         return runs
 
     def _sample_states(self, rng: np.random.Generator, length: int) -> Runs:
-        edges = np.cumsum(self._move, axis=1)
-        last = len(edges) - 1
-        uniforms = rng.random(length)
-        state = min(int(np.searchsorted(np.cumsum(self._start), uniforms[0], "right")), last)
-        states = np.empty(length, dtype=np.int64)
-        for t in range(length):
-            states[t] = state
-            if t + 1 < length:
-                state = min(int(np.searchsorted(edges[state], uniforms[t + 1], "right")), last)
-        return states
+        last = len(self.transition) - 1
+        edges = [row[:-1] for row in np.cumsum(self._move, axis=1).tolist()]
+        uniforms = rng.random(length).tolist()
+        state = min(bisect_right(np.cumsum(self._start).tolist(), uniforms[0]), last)
+        states = [state]
+        for u in uniforms[1:]:
+            state = bisect_right(edges[state], u)
+            states.append(state)
+        return np.asarray(states, dtype=np.int64)
 
 
 def stationary(move: Array, start: Array) -> Array:
