@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 from made_up_host import ALPHA, SHARE, STEP_S, TOKEN_S, made_up
 
+from specsim.cost.work import Work
 from specsim.fitting.choose import observations
 from specsim.fitting.families import fit_hazard
+from specsim.records import RequestRecord
 from validation import __main__ as command
-from validation import comparisons, host, host_model
+from validation import comparisons, host, host_model, serving
 from validation.comparisons import Comparison
-from validation.host_model import fit_host
+from validation.host_model import deployment_of, fit_host
 from validation.host_plan import acceptance_units, halves, host_units, report_units
 from validation.report import regressions
 from validation.rows import Row, comparison, missed, statistic
@@ -165,3 +168,69 @@ def test_regret_counts_not_drafting_as_a_choice() -> None:
                               **common)  # type: ignore[arg-type]  # fmt: skip
     found = host.regrets([slow, fast])
     assert np.allclose(sorted(found.values()), [0.2, 0.2])
+
+
+# --- serving ------------------------------------------------------------------------------
+
+
+def served(*, method: str = "none", slower: float = 1.0, rate: float = 2.0) -> serving.Run:
+    """What the simulator itself serves, its step times multiplied by `slower`."""
+    rng = np.random.default_rng(3)
+    asked = tuple(
+        RequestRecord(
+            request=str(i), arrival_s=float(t), prompt_tokens=int(rng.integers(40, 80)),
+            output_tokens=30, chunk_times_s=(float(t),), chunk_tokens=(30,),
+        )
+        for i, t in enumerate(np.cumsum(rng.exponential(1 / rate, 24)))
+    )  # fmt: skip
+    k = 4 if method != "none" else 0
+    run = serving.Run(method=method, num_draft_tokens=k, rate=rate, slots=4, records=asked,
+                      device="made up")  # fmt: skip
+    model = fit_host(made_up(domains=("copy",)))
+    done = [
+        replace(
+            r,
+            chunk_times_s=tuple(r.arrival_s + slower * (t - r.arrival_s) for t in r.chunk_times_s),
+        )
+        for r in serving.simulated(run, model, 99)
+    ]
+    return replace(run, records=tuple(done))
+
+
+def test_serving_agrees_with_itself_and_misses_a_slower_server() -> None:
+    model = fit_host(made_up(domains=("copy",)))
+    same = [served(rate=rate) for rate in (1.0, 2.0, 3.0)]
+    assert missed(serving.rows_of(same, model)) == []
+    slow = [served(rate=rate, slower=1.2) for rate in (1.0, 2.0, 3.0)]
+    names = [row.name for row in missed(serving.rows_of(slow, model))]
+    assert {f"mean {m}: median |error|" for m in ("TTFT", "TPOT", "ITL")} <= set(names)
+    few = [row.name for row in missed(serving.rows_of(same[:2], model))]
+    assert few == ["loads short of the wanted number"]
+
+
+def test_speculative_serving_is_predicted_from_the_other_half() -> None:
+    model = fit_host(made_up(domains=("copy",)))
+    found = serving.rows_of([served(method="ngram")], model)
+    tpot = next(row for row in found if row.name.startswith("mean TPOT"))
+    assert abs(tpot.error or 1.0) < 0.1
+    plain = serving.simulated(served(), model, 0)
+    drafted = serving.simulated(served(method="ngram"), model, 0)
+    assert drafted[-1].chunk_times_s[-1] < plain[-1].chunk_times_s[-1]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_planned_draft_that_is_not_proposed_costs_nothing(share: float) -> None:
+    model = fit_host(made_up())
+    target = deployment_of("none", model.host["ngram", 0.0]).target
+    source = serving.Proposing(source=model.source, num_draft_tokens=4, share=share)
+    for prompt in (0, 50):
+        asked = Work(tokens=3 * 5 + prompt, sequences=3 + (prompt > 0), pairs=900.0,
+                     logit_rows=3 * 5 + (prompt > 0), kv_tokens=600.0 + prompt)  # fmt: skip
+        plain = replace(asked, tokens=asked.tokens - 12, logit_rows=asked.logit_rows - 12,
+                        kv_tokens=asked.kv_tokens - 12)  # fmt: skip
+        seconds = float(source.work_time(target, asked).seconds)
+        low = float(model.source.work_time(target, plain).seconds)
+        high = float(model.source.work_time(target, asked).seconds)
+        assert low - 1e-9 <= seconds <= high + 1e-9
+        if share != 0.5:
+            assert seconds == pytest.approx(high if share else low)

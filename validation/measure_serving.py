@@ -1,0 +1,111 @@
+"""`python -m validation.measure_serving --out DIR`: real continuous batching on this machine.
+
+Serves copying and summarising prompts of the reported half at several loads, plainly and
+with n-gram drafts, one file of request records a run; a file that is there is kept. Plain
+and speculative runs alternate, so that a machine that drifts slows both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from reference import cli
+from reference.decode import Decoder
+from reference.options import choose_dtype, make_drafter, set_threads
+from reference.policy import fixed
+from reference.report import warm_up
+from reference.serve import Arrival, poisson_arrivals, serve
+from reference.weights import Loaded, load
+from specsim.records import Header, RequestRecord, write_records
+from validation.host_plan import FITTED_K, NGRAM, halves
+from validation.measure_host import TARGET, commit, processor_name
+
+#: Arrivals per second; the machine serves about 1.5 requests a second.
+RATES = (0.4, 0.8, 1.2)
+METHODS = ("none", NGRAM)
+DOMAIN, SLOTS, CAPACITY, OUTPUT_TOKENS, SEED = "copy", 4, 320, 40, 7
+#: Seconds of arrivals; every run has at least this many requests.
+SPAN_S, LEAST = 36.0, 16
+
+
+def arrivals_of(target: Loaded, rate: float, span_s: float) -> list[Arrival]:
+    """The same for every method at a rate."""
+    assert target.tokenizer is not None
+    return poisson_arrivals(
+        halves(DOMAIN)[1], target.tokenizer, rate_per_s=rate,
+        num_requests=max(LEAST, round(rate * span_s)), output_tokens=OUTPUT_TOKENS, seed=SEED,
+    )  # fmt: skip
+
+
+def serve_one(target: Loaded, method: str, arrivals: Sequence[Arrival]) -> list[RequestRecord]:
+    """Served requests, times to the microsecond. Prompts are read whole, as they come."""
+    assert target.tokenizer is not None
+    drafter, _ = make_drafter(method, target)
+    decoder = Decoder(
+        target.model, drafter, policy=fixed(FITTED_K if method != "none" else 0), rows=SLOTS,
+        capacity=CAPACITY,
+    )  # fmt: skip
+    found: list[RequestRecord] = []
+    for record in serve(decoder, arrivals, eos=target.tokenizer.eos, seed=SEED):
+        found.append(rounded(record))
+        print(f"\r{method} {len(found)}/{len(arrivals)} ", end="", file=sys.stderr)
+    return sorted(found, key=lambda record: record.arrival_s)
+
+
+def rounded(record: RequestRecord) -> RequestRecord:
+    """Times to the microsecond, to keep files small."""
+    return dataclasses.replace(
+        record, arrival_s=round(record.arrival_s, 6),
+        chunk_times_s=tuple(round(t, 6) for t in record.chunk_times_s),
+    )  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure; see the module."""
+    parser = argparse.ArgumentParser(
+        prog="python -m validation.measure_serving", description=__doc__
+    )
+    parser.add_argument("--out", type=Path, default=Path("validation/data/serving"))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--span", type=float, default=SPAN_S, help="seconds of arrivals")
+    options = parser.parse_args(arguments)
+    threads, start = set_threads(options.threads), time.monotonic()
+    target = load(TARGET, dtype=choose_dtype(options.dtype), device=torch.device("cpu"))
+    warm_up(target.model, (1, 128))
+    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        for rate in RATES:
+            for method in METHODS:
+                path = options.out / f"{method}-{rate:g}.jsonl"
+                if path.exists():
+                    continue
+                header = Header(
+                    schema="request", device=processor_name(), dtype=options.dtype,
+                    threads=threads, seed=SEED, versions={**cli.versions(), "commit": commit()},
+                    settings={
+                        "target": TARGET, "method": method, "rate": rate, "slots": SLOTS,
+                        "num_draft_tokens": FITTED_K if method != "none" else 0,
+                        "domain": DOMAIN, "date": datetime.date.today().isoformat(),
+                    },
+                )  # fmt: skip
+                write_records(
+                    path, header,
+                    serve_one(target, method, arrivals_of(target, rate, options.span)),
+                )  # fmt: skip
+    except KeyboardInterrupt:
+        return cli.INTERRUPTED
+    print(f"\n{time.monotonic() - start:.0f} s", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
