@@ -68,6 +68,33 @@ def test_saturated_batch_is_the_closed_form_exactly(k: int, batch: int) -> None:
     assert np.diff(ends).tolist() == pytest.approx(expected, rel=1e-9)
 
 
+def test_ngram_verifies_what_it_proposes() -> None:
+    """The closed form's step at the mean number of proposed tokens, to the rounding of
+    tokens to whole ones; and a step that proposes all K where the law says so."""
+    from specsim.analytic.drafted import drafted_tokens
+    from specsim.scenario import Scenario
+    from specsim.simulator.run import make_setup
+
+    data = {
+        "target": {"model": "llama-3.1-8b"}, "draft": {"method": "ngram", "num_draft_tokens": 4},
+        "acceptance": {"alpha": 0.2}, "engine": {"max_num_seqs": 32},
+        "workload": {
+            "arrivals": {"process": "closed", "concurrency": 32}, "num_requests": 32,
+            "prompt_tokens": {"distribution": "constant", "value": PROMPT},
+            "output_tokens": {"distribution": "constant", "value": 60},
+        },
+    }  # fmt: skip
+    given_setup, _ = make_setup(Scenario.from_dict(data))
+    mean = float(drafted_tokens(given_setup.deployment.draft, Iid(0.2), [4])[0])
+    assert given_setup.proposed is not None
+    assert given_setup.proposed[4] == pytest.approx(mean)
+    assert mean < 1
+    cluster = run(given_setup)
+    first = float(np.diff(np.frombuffer(cluster.replicas[0].step_end_s))[0])
+    closed = decode_step(given_setup.deployment, given_setup.source, 4, 32, PROMPT, mean)
+    assert first == pytest.approx(float(closed.seconds), rel=0.005)
+
+
 LAWS: list[Law] = [
     Iid(0.5), Iid(0.9), PerPosition((0.8, 0.6, 0.3)), BetaRequests(6.0, 3.0),
     Markov(0.95, 0.35, 10.0, 5.0),

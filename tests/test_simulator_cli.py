@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 
 import specsim as ss
+from specsim.acceptance import Empirical, replay
 from specsim.cli.main import run
 from specsim.errors import DoesNotFitError, ScenarioError
 from specsim.metrics import Served, service_metrics
@@ -143,6 +144,31 @@ def test_classes_have_their_own_laws_lengths_and_objectives() -> None:
     goodput = result.summary().service.goodput_by_class
     assert goodput["creative"] == 0
     assert goodput["code"] > 0
+
+
+def test_classes_alone_may_have_laws() -> None:
+    """Without a law of the whole, the closed form sees the classes' mixture."""
+    from specsim.acceptance import Mixture
+
+    classes = (
+        "[{name: a, weight: 3, acceptance: {alpha: 0.9}}, {name: b, acceptance: {alpha: 0.5}}]"
+    )
+    data = scenario(**{"workload.classes": classes}).to_dict()
+    data["acceptance"] = {}
+    resolved = ss.Scenario.from_dict(data).resolve()
+    assert isinstance(resolved.law, Mixture)
+    assert resolved.law.parts[0][0] == 0.75
+    assert simulate(ss.Scenario.from_dict(data)).summary().service.completed == 80
+
+
+def test_a_tree_drafts_its_nodes() -> None:
+    tree = {"draft.tree": "{steps: 3, topk: 4, nodes: 8}", "draft.num_draft_tokens": "auto"}
+    setup, _ = make_setup(scenario(**tree))
+    assert setup.policy.num_draft_tokens == 8
+    summary = simulate(scenario(**tree)).summary()
+    assert summary.acceptance_length == pytest.approx(setup.laws[0].acceptance_length(8), rel=0.05)
+    with pytest.raises(ScenarioError, match="a tree drafts nodes = 8"):
+        make_setup(scenario(**{**tree, "draft.num_draft_tokens": 3}))
 
 
 def test_auto_k_is_the_closed_forms_best_and_said() -> None:
@@ -276,6 +302,30 @@ def test_shared_system_prompt_is_cached() -> None:
     )
     assert on.cluster.replicas[0].cached_tokens == 79 * 512
     assert on.summary().service.ttft_s.mean < off.summary().service.ttft_s.mean
+
+
+DATA = os.environ.get("SPECSIM_DATA")
+
+
+@pytest.mark.skipif(not DATA, reason="SPECSIM_DATA is not set: recorded runs not replayed")
+@pytest.mark.parametrize("k", [3, 8])
+@pytest.mark.parametrize("drafter", ["eagle", "ngram"])
+def test_recorded_acceptance_is_replayed(drafter: str, k: int) -> None:
+    """Real accepted runs (SpecDecode-Bench) in place of a law: tokens per step within 2 %
+    of replaying the beginnings of the recorded requests (drawn here with replacement)."""
+    path = Path(str(DATA)) / "acceptance" / "llama31_8b_cnn.jsonl"
+    if not path.is_file():
+        pytest.skip("no recorded runs")
+    acceptance = f"{{trace: {path}, trace_drafter: {drafter}}}"
+    described = scenario(**{
+        "acceptance": acceptance, "draft.num_draft_tokens": k, "workload.num_requests": 1500,
+        "workload.output_tokens": "{distribution: constant, value: 200}",
+    })  # fmt: skip
+    law = described.resolve().law
+    assert isinstance(law, Empirical)
+    begun = [replay(runs[1:200], k) for runs in law.requests if len(runs) >= 200]
+    expected = 1 + float(np.concatenate(begun).mean())
+    assert simulate(described).summary().acceptance_length == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")

@@ -36,7 +36,7 @@ class Resolved:
 def resolve(scenario: Scenario) -> Resolved:
     """See `Scenario.resolve`."""
     deployment = resolve_deployment(scenario)
-    law, source_text = resolve_acceptance(scenario.acceptance, scenario.draft)
+    law, source_text = _whole_law(scenario)
     classes: dict[str, Law] = {}
     for traffic in scenario.workload.classes:
         keys = traffic.acceptance
@@ -45,6 +45,22 @@ def resolve(scenario: Scenario) -> Resolved:
         deployment=deployment, law=law, acceptance_source=source_text,
         source=resolve_cost_source(scenario, deployment), class_laws=classes,
     )  # fmt: skip
+
+
+def _whole_law(scenario: Scenario) -> tuple[Law, str]:
+    """The scenario's own law; where only its classes have one, their mixture."""
+    classes = scenario.workload.classes
+    if scenario.acceptance.given or not classes or any(c.acceptance is None for c in classes):
+        return resolve_acceptance(scenario.acceptance, scenario.draft)
+    from specsim.acceptance.correlated import Mixture
+
+    whole = sum(c.weight for c in classes)
+    parts = tuple(
+        (c.weight / whole, resolve_acceptance(c.acceptance, scenario.draft)[0])
+        for c in classes
+        if c.acceptance is not None
+    )
+    return Mixture(parts), f"mixture of {len(parts)} traffic classes, as given"
 
 
 def resolve_deployment(scenario: Scenario) -> Deployment:

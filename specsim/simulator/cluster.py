@@ -40,6 +40,7 @@ class Cluster:
             Replica(
                 index=i, env=self.env, limits=setup.limits, policy=setup.policy, cost=cost,
                 on_finish=self._finished, log=log, force_roster=force_roster,
+                proposed=setup.proposed,
             )
             for i in range(setup.replicas)
         ]  # fmt: skip

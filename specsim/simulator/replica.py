@@ -44,6 +44,7 @@ class Replica:
         self, *, index: int, env: simpy.Environment, limits: Limits, policy: Policy,
         cost: StepCost, on_finish: Callable[[Request, float], None],
         log: StepLog | None = None, force_roster: bool = False,
+        proposed: tuple[float, ...] | None = None,
     ) -> None:  # fmt: skip
         self.index = index
         self.env = env
@@ -56,6 +57,7 @@ class Replica:
         self.pool = BlockPool(limits.num_blocks, limits.prefix_blocks)
         self._on_finish = on_finish
         self._log = log
+        self._proposed = None if proposed is None else np.array(proposed)
         self._wake: simpy.Event | None = None
         self._admitted = 0
         self._tokens_in = 0
@@ -190,16 +192,26 @@ class Replica:
     def _decode_load(self, k: Any, count: int, context: int) -> tuple[Load, int]:
         """New tokens of the decoding sequences (each K drafted ones and the last emitted),
         and how many of them were drafted."""
-        if isinstance(k, int):
+        if isinstance(k, int) and self._proposed is None:
             new = k + 1
             tokens = count * new
-            return Load(
-                tokens, count, tokens, context + tokens, new * context + tokens * (new + 1) / 2
-            ), count * k
-        assert isinstance(self.batch, Roster)
-        each = k + 1
-        tokens = int(each.sum())
-        pairs = float(np.sum(each * (self.batch.contexts + (each + 1) / 2)))
+            pairs = new * context + tokens * (new + 1) / 2
+            return Load(tokens, count, tokens, context + tokens, pairs), count * k
+        return self._uneven_load(k, count, context)
+
+    def _uneven_load(self, k: Any, count: int, context: int) -> tuple[Load, int]:
+        """The same where K differs by sequence, or fewer than K tokens are proposed."""
+        if self._proposed is not None:
+            k = self._proposed[k]
+        if np.ndim(k) == 0:
+            tokens = round(count * (1 + float(k)))
+            new = tokens / max(count, 1)
+            pairs = new * context + tokens * (new + 1) / 2
+        else:
+            assert isinstance(self.batch, Roster)
+            each = k + 1
+            tokens = round(float(each.sum()))
+            pairs = float(np.sum(each * (self.batch.contexts + (each + 1) / 2)))
         return Load(tokens, count, tokens, context + tokens, pairs), tokens - count
 
     def _draft_seconds(self, k: Any, count: int, context: int, target_s: float) -> float:

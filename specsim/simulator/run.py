@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
+
 from specsim.acceptance.law import Law
 from specsim.cost.memory import memory
 from specsim.cost.source import CostSource
@@ -99,6 +101,7 @@ def make_setup(
             arrivals=arrivals, limits=limits, policy=policy,
             replicas=scenario.hardware.replicas, router=scenario.hardware.router,
             seed=scenario.seed,
+            proposed=proposed_tokens(deployment, laws, requests, policy.largest),
             faults=tuple(
                 Fault(replica=f.replica, stop_s=f.stop_s, restart_s=f.restart_s,
                       recompute=f.requests == "recompute")
@@ -134,6 +137,14 @@ def chosen_k(
     K, the closed form's best at the scenario's operating point; for the others the
     largest that they may choose."""
     candidates = scenario.draft_tokens
+    tree = deployment.draft.tree
+    if tree is not None:
+        if scenario.draft.num_draft_tokens not in ("auto", tree.nodes):
+            raise ScenarioError(
+                f"draft.num_draft_tokens = {scenario.draft.num_draft_tokens!r}: a tree drafts "
+                f"nodes = {tree.nodes} tokens"
+            )
+        return tree.nodes, []
     if len(candidates) == 1 or scenario.speculation.policy != "fixed":
         return candidates[-1], []
     from specsim.analytic.prediction import predict_deployment
@@ -164,6 +175,19 @@ def policy_of(scenario: Scenario, k: int, law: Law, *, off: bool) -> Policy:
         down=keys.down_hysteresis, initial_share=min(max(initial, low), high),
         switch_s=keys.switch_s,
     )  # fmt: skip
+
+
+def proposed_tokens(
+    deployment: Deployment, laws: list[Law], requests: Requests, largest: int
+) -> tuple[float, ...] | None:
+    """Mean tokens drafted at K = 0..largest where that is fewer than K, over the classes."""
+    from specsim.analytic.drafted import drafted_tokens
+
+    ks = np.arange(largest + 1)
+    shares = np.bincount(requests.traffic_class, minlength=len(laws)) / len(requests)
+    by_class = np.array([drafted_tokens(deployment.draft, law, ks) for law in laws])
+    drafted = shares @ by_class
+    return None if np.all(drafted >= ks - 1e-9) else tuple(float(d) for d in drafted)
 
 
 def limits_of(

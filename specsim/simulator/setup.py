@@ -64,7 +64,9 @@ class Fault:
 @dataclass(frozen=True, kw_only=True)
 class Setup:
     """One run. `laws` are those of the traffic classes, in the order of
-    `requests.class_names`; `law_names` what they rest on."""
+    `requests.class_names`. `proposed[K]` is the mean number of tokens that a step asked for
+    K really drafts, where the drafter does not always propose (n-gram look-up); only
+    those are verified."""
 
     deployment: Deployment
     source: CostSource
@@ -77,3 +79,4 @@ class Setup:
     router: str = "round-robin"
     seed: int = 0
     faults: tuple[Fault, ...] = ()
+    proposed: tuple[float, ...] | None = None
