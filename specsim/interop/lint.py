@@ -76,7 +76,7 @@ def _vllm(plan: ServingPlan, synthetic: bool) -> Iterator[Note]:
             code="capture-size",
             message=f"a full batch verifies {plan.max_num_seqs} x {plan.num_draft_tokens + 1} = "
             f"{widest} tokens, above vLLM's default largest CUDA graph of {VLLM_MAX_CAPTURE}: "
-            "without the capture sizes given here such steps run without a graph",
+            "set the capture sizes that --command prints, or such steps run without a graph",
         )
     if widest > plan.max_num_batched_tokens:
         yield Note(

@@ -57,7 +57,8 @@ def read(path: Path, progress: Progress | None = None) -> Imported:
                 notes.add("duplicate-lines", f"{where} repeats the line before it; left out")
                 continue
             last = line
-            k, steps = _add(tallies, line, found, where, notes)
+            emitted = None if eval_ms is None else eval_ms[1]
+            k, steps = _add(tallies, line, found, where, notes, emitted)
             if k and eval_ms is not None and steps > 0:
                 context = prompt + eval_ms[1] / 2
                 contexts = [min([*contexts, context]), max([*contexts, context])]
@@ -77,8 +78,9 @@ def read(path: Path, progress: Progress | None = None) -> Imported:
 
 
 def _add(
-    tallies: TallyByK, line: str, found: re.Match[str], where: str, notes: Notes
-) -> tuple[int, float]:
+    tallies: TallyByK, line: str, found: re.Match[str], where: str, notes: Notes,
+    emitted: float | None,
+) -> tuple[int, float]:  # fmt: skip
     """K (0 if unknown) and steps of one request."""
     rate = number(found[1], where, "draft acceptance", high=1.0)
     accepted = number(found[2], where, "accepted")
@@ -117,5 +119,6 @@ def _add(
     tally.add(
         steps=steps, drafted=max(generated, accepted), accepted=accepted,
         at_least=[s * steps for s in survival],
+        emitted=emitted,
     )  # fmt: skip
     return k, float(steps)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specsim import catalogue
+from specsim.catalogue.loader import aliases
 from specsim.errors import ScenarioError
 from specsim.interop.common import Note
 from specsim.scenario.document import Scenario, read_yaml
@@ -146,7 +147,10 @@ def _name(name: str, role: str, notes: list[Note]) -> str:
     """The repository that an engine downloads, from the catalogue's source of the model."""
     if Path(name).suffix == ".json" or "/" in name:
         return str(Path(name).parent) if name.endswith("config.json") else name
-    found = _HUGGING_FACE.search(catalogue.model(name).source)
+    spec = catalogue.model(name)
+    found = _HUGGING_FACE.search(spec.source)
+    if found is None and (known := [a for a in aliases(spec.name, kind="models") if "/" in a]):
+        return known[0]
     if found is None:
         notes.append(
             Note(

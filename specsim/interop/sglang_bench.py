@@ -69,9 +69,9 @@ def read(path: Path, progress: Progress | None = None) -> Imported:
                 context = (value["total_input_tokens"] + half) / requests
                 contexts.append(context)
             k = None if length is not None else 0
-            # ITL is per streamed chunk; SGLang divides a chunk's gap by its tokens, so the
-            # step is as many times longer
-            per_step = value["mean_itl_ms"] * 1e-3 * (length or 1.0)
+            per_step = value["mean_itl_ms"] * 1e-3
+            if length is not None and not _per_chunk(value, length):
+                per_step *= length
             times.add(k, value.get("concurrency"), per_step, max(requests, 1.0), context)
     if not results:
         raise RecordError(f"{path}: no result of SGLang's bench_serving")
@@ -79,6 +79,14 @@ def read(path: Path, progress: Progress | None = None) -> Imported:
         file=str(path), format=FORMAT, lengths=tuple(lengths), steps=times.result(),
         context=(min(contexts), max(contexts)) if contexts else None, notes=notes.result(),
     )  # fmt: skip
+
+
+def _per_chunk(value: Mapping[str, float], length: float) -> bool:
+    """Whether ITL is the gap between chunks (one a step), as on the OpenAI endpoint: then it
+    is as many times TPOT as a step emits tokens. On SGLang's own endpoint a chunk's gap is
+    divided by its tokens, and ITL is about TPOT."""
+    tpot = value.get("mean_tpot_ms", 0.0)
+    return tpot > 0 and value["mean_itl_ms"] / tpot > (1 + length) / 2
 
 
 def _blocks(path: Path, progress: Progress | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
