@@ -171,9 +171,7 @@ def test_the_line_is_the_model_where_its_constants_are_the_catalogues(decided: P
     ks, batches = np.array([0, 1, 4, 8])[:, None], np.array([1.0, 16.0, 200.0])
     x = probe_model.features(spec.deployment, spec.source, ks, batches, 1000.0)
     step = decode_step(spec.deployment, spec.source, ks, batches, 1000.0)
-    np.testing.assert_allclose(
-        x @ probe_model.prior(spec.deployment).mean, step.seconds, rtol=1e-9
-    )
+    np.testing.assert_allclose(x @ probe_model.prior(spec.deployment).mean, step.seconds, rtol=1e-9)
 
 
 def test_results_without_k_and_batch_are_refused(decided: Plan) -> None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: (points done, points in all, seconds left or None).
 Progress = Callable[[int, int, float | None], None]
+#: A Dask scheduler answers within this time or is taken to be absent.
+CLUSTER_TIMEOUT_S = 10
 #: What a run is: the simulator, or the closed form at the scenario's operating point.
 RUNS = ("simulate", "predict")
 #: Columns of a simulated run beyond the varied keys: name → path in the summary.
@@ -172,7 +174,7 @@ def _on_cluster(tasks: Sequence[Task], cluster: str) -> Iterator[tuple[Chunk, Ro
     except ImportError:
         raise ScenarioError("--cluster needs Dask: pip install 'specsim-llm[cluster]'") from None
     try:
-        client: Any = Client(cluster, timeout="10s")  # type: ignore[no-untyped-call]
+        client: Any = Client(cluster, timeout=CLUSTER_TIMEOUT_S)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, TimeoutError) as error:
         raise ScenarioError(f"--cluster {cluster!r}: {' '.join(str(error).split())}") from None
     try:
