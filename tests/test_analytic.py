@@ -26,6 +26,7 @@ from specsim.analytic.breakeven import break_even_alpha
 from specsim.analytic.formulas import break_even_cost_ratio, paying_ranges, quantile
 from specsim.analytic.ratios import predict_from_ratios
 from specsim.analytic.uncertainty import EXACT
+from specsim.cost.experts import TYPICAL
 from specsim.cost.roofline import Roofline
 from specsim.deployment import Deployment, PlacedModel, Routing, make_draft
 from specsim.errors import ScenarioError
@@ -172,6 +173,16 @@ class TestGrid:
         for bound, a in ((inner_low, 0.7 - 1.96 * 0.03), (inner_high, 0.7 + 1.96 * 0.03)):
             expected = Iid(a).acceptance_length(k) / law.acceptance_length(k)
             assert bound.item() == pytest.approx(grid.speedup.item() * expected)
+
+    def test_unknown_routing_widens_the_interval(self) -> None:
+        """For a mixture of experts, unless the user says how tokens spread."""
+        widths = []
+        for routing in (TYPICAL, Routing(skew=0.6, overlap=0.3)):
+            target = PlacedModel(spec=ss.model("qwen3-30b-a3b"), routing=routing)
+            made = deployment(target=target, draft=make_draft(target, method="eagle3"))
+            low, high = evaluate(made, self.source, Iid(0.7), [4], 4, 512).interval()
+            widths.append(high.item() / low.item())
+        assert widths[0] > 1.05 * widths[1]
 
     def test_baseline_has_no_interval(self) -> None:
         grid = evaluate(deployment(), self.source, Iid(0.7), [0], 1, 100)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,8 @@ import numpy as np
 
 from specsim.acceptance.law import Array, Law
 from specsim.analytic.drafted import drafted_tokens
-from specsim.analytic.uncertainty import CostError, cost_error, speedup_interval
+from specsim.analytic.uncertainty import Z95, CostError, cost_error, speedup_interval
+from specsim.cost.experts import INTERVAL, TYPICAL
 from specsim.cost.source import BOUNDS, CostSource, ForwardTime
 from specsim.cost.step import StepTime, decode_step
 from specsim.deployment import Deployment
@@ -37,6 +38,7 @@ class Grid:
     acceptance_low: Array | None
     acceptance_high: Array | None
     cost_error: CostError
+    routing_error: Array  # relative standard error of the speedup, from expert routing
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -84,6 +86,7 @@ class Grid:
         return speedup_interval(
             self.speedup, self.step, self.baseline, self.cost_error,
             drafting=np.asarray(self.num_draft_tokens)[:, None, None] > 0,
+            routing_error=self.routing_error,
             tau=self.acceptance_length[:, None, None], tau_low=low, tau_high=high,
         )  # fmt: skip
 
@@ -117,13 +120,37 @@ def evaluate(
     contexts = np.atleast_1d(np.asarray(context, dtype=float))
     k, b, c = np.asarray(ks)[:, None, None], batches[:, None], contexts[None, :]
     drafted = drafted_tokens(deployment.draft, law, ks)
+
+    def times(placed: Deployment) -> tuple[StepTime, StepTime]:
+        """(plain step, steps of every K)."""
+        return (
+            decode_step(placed.without_draft(), source, 0, b, c),
+            decode_step(placed, source, k, b, c, drafted[:, None, None]),
+        )
+
+    baseline, step = times(deployment)
     return Grid(
-        deployment=deployment, source=source, drafted=drafted,
-        num_draft_tokens=ks, batch=batches, context=contexts,
-        baseline=decode_step(deployment.without_draft(), source, 0, b, c),
-        step=decode_step(deployment, source, k, b, c, drafted[:, None, None]),
-        cost_error=error or cost_error(deployment.runtime.engine), **_acceptance(law, ks),  # type: ignore[arg-type]
+        deployment=deployment, source=source, drafted=drafted, num_draft_tokens=ks,
+        batch=batches, context=contexts, baseline=baseline, step=step,
+        cost_error=error or cost_error(deployment.runtime.engine),
+        routing_error=_routing_error(deployment, times), **_acceptance(law, ks),  # type: ignore[arg-type]
     )  # fmt: skip
+
+
+def _routing_error(
+    deployment: Deployment, times: Callable[[Deployment], tuple[StepTime, StepTime]]
+) -> Array:
+    """Half the log-range of the speedup between the cheapest and the dearest expert routing
+    that reports support, as a standard error; 0 for dense targets, (K, batch, context)."""
+    target = deployment.target
+    if not target.spec.is_moe or target.routing != TYPICAL:
+        return np.zeros(())  # dense, or the user has said how tokens spread
+    ratios = []
+    for routing in INTERVAL:
+        placed = dataclasses.replace(target, routing=routing)
+        plain, step = times(dataclasses.replace(deployment, target=placed))
+        ratios.append(np.log(plain.seconds / step.seconds))
+    return np.asarray(np.abs(ratios[0] - ratios[1]) / (2 * Z95))
 
 
 def _acceptance(law: Law, ks: tuple[int, ...]) -> dict[str, Array | None]:

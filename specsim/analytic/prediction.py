@@ -26,6 +26,7 @@ from specsim.analytic.caveats import (
 )
 from specsim.analytic.grid import Grid, components, evaluate
 from specsim.cost.memory import Memory, memory
+from specsim.cost.provenance import cost_warnings
 from specsim.cost.source import BOUNDS, CostSource, ForwardTime
 from specsim.deployment import Deployment
 from specsim.errors import ScenarioError
@@ -178,6 +179,7 @@ class Prediction:
             *grid_caveats(self.deployment, grid),
             *placement_caveats(self.deployment, context),
             *range_caveats(self.source, grid.batch, grid.context),
+            *(Caveat(code=code, message=text) for code, text in cost_warnings(self.deployment)),
         ]
         pays = self.break_even["batch"]
         if pays and pays[-1][1] < min(batch, self.max_batch):

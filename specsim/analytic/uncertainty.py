@@ -48,13 +48,14 @@ def cost_error(engine: str) -> CostError:
 
 def speedup_interval(
     speedup: Any, step: StepTime, baseline: StepTime, error: CostError, *,
-    drafting: Any, tau: Any, tau_low: Any, tau_high: Any,
+    drafting: Any, routing_error: Any, tau: Any, tau_low: Any, tau_high: Any,
 ) -> tuple[Array, Array]:  # fmt: skip
     """95 % interval of S = τ·T/(D + V + O), by the delta method on log S.
 
     Independent relative errors: of V/T, D/T, the host time O (which is in T and in the
-    step) and τ, whose own interval (None if unknown) may be lopsided. Where `drafting`
-    is false the step is the baseline and has no interval. Shapes: those of `speedup`.
+    step), how tokens spread over experts (`routing_error`, of S itself) and τ, whose own
+    interval (None if unknown) may be lopsided. Where `drafting` is false the step is the
+    baseline and has no interval. Shapes: those of `speedup`.
     """
     s = np.asarray(speedup, dtype=float)
     seconds, base = step.seconds, baseline.seconds
@@ -62,6 +63,7 @@ def speedup_interval(
     draft = error.draft * step.draft.seconds / seconds
     host = error.overhead * np.abs(baseline.overhead_s / base - step.overhead_s / seconds)
     cost = np.where(drafting, verify**2 + draft**2 + host**2 + error.stack**2, 0.0)
+    cost = cost + np.where(drafting, np.asarray(routing_error) ** 2, 0.0)
     down = 0.0 if tau_low is None else np.log(tau / tau_low) / Z95
     up = 0.0 if tau_high is None else np.log(tau_high / tau) / Z95
     return (
