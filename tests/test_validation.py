@@ -16,7 +16,7 @@ from specsim.fitting.choose import observations
 from specsim.fitting.families import fit_hazard
 from specsim.records import RequestRecord
 from validation import __main__ as command
-from validation import comparisons, host, host_model, serving
+from validation import comparisons, host, host_model, peers, serving
 from validation.comparisons import Comparison
 from validation.host_model import deployment_of, fit_host
 from validation.host_plan import acceptance_units, halves, host_units, report_units
@@ -234,3 +234,39 @@ def test_a_planned_draft_that_is_not_proposed_costs_nothing(share: float) -> Non
         assert low - 1e-9 <= seconds <= high + 1e-9
         if share != 0.5:
             assert seconds == pytest.approx(high if share else low)
+
+
+# --- peers --------------------------------------------------------------------------------
+
+
+def test_recorded_answers_cover_what_is_asked() -> None:
+    recorded = json.loads(peers.PATH.read_text(encoding="utf-8"))
+    keys = {asked.key for asked in peers.questions()}
+    assert keys <= set(recorded["milliseconds"]), "run python -m validation.measure_peers"
+    assert len(peers.plain_steps()) >= 15
+    assert len(peers.chains()) >= 30
+
+
+def test_a_peer_that_is_right_has_no_error_and_our_fitted_rows_are_set_apart() -> None:
+    answers: dict[str, float] = {s.question.key: 1e3 * s.seconds for s in peers.plain_steps()}
+    for case in peers.chains():
+        plain, drafted = (
+            peers.question(case.deployment, case.batch, case.context, k).key
+            for k in (0, case.num_draft_tokens)
+        )
+        answers[plain] = answers.get(plain, 10.0)
+        answers[drafted] = case.tau * answers[plain] / case.speedup  # type: ignore[operator]
+    recorded = {
+        "tool": "them",
+        "version": "1",
+        "command": "ask",
+        "date": "",
+        "milliseconds": answers,
+    }
+    found = {row.name: row for row in peers.rows_of(recorded)}
+    theirs = found["step without speculation, them 1: median |error|"].error
+    assert theirs == pytest.approx(0.0, abs=1e-12)
+    everything = found["speedup, ours: median |error|"].provenance.split()[0]
+    held = found["speedup, ours, rows that we did not fit on: median |error|"].provenance.split()[0]
+    assert 0 < int(held) < int(everything) == len(peers.chains())
+    assert found["asked, not answered by them 1"].provenance.startswith("none")

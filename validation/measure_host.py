@@ -51,7 +51,7 @@ TARGET = "smollm2-135m"
 SEED = 20_261_124
 CAPACITY = 320
 #: Share of a core that a timed unit must have had, and how often it is tried.
-QUIET, TRIES = 0.97, 3
+QUIET, TRIES = 0.97, 2
 #: Timed passes: (batches, new tokens, contexts, repeats). Long passes read a prompt and
 #: compute logits at its last token only, as the decoder does.
 VERIFYING = ((1, 2, 4), (1, 2, 3, 5, 7, 9), (64, 160), 5)
@@ -224,9 +224,11 @@ def commit() -> str:
 class Measurement:
     """Two files in a folder; what they hold already is not measured again."""
 
-    def __init__(self, folder: Path, target: Loaded, threads: int, dtype: str) -> None:
+    def __init__(
+        self, folder: Path, target: Loaded, threads: int, dtype: str, quiet: float = QUIET
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.target, self.runs_path = target, folder / "runs.jsonl"
+        self.target, self.quiet, self.runs_path = target, quiet, folder / "runs.jsonl"
         self.forward_path = folder / "forward.jsonl"
         self._header = partial(header, target, threads=threads, dtype=dtype)
         if not self.runs_path.exists():
@@ -259,7 +261,7 @@ class Measurement:
             for _ in range(TRIES if timed else 1):
                 again = decode(unit, self.target)
                 line = max(line, again, key=lambda found: found["core_share"])
-                if line["core_share"] >= QUIET:
+                if line["core_share"] >= self.quiet:
                     break
             self._append(line)
             self.done.add(unit.name)
@@ -274,12 +276,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--only", choices=("acceptance", "timed"), help="one part only")
+    parser.add_argument("--quiet", type=float, default=QUIET,
+                        help="share of a core below which a unit is measured again")  # fmt: skip
     parser.add_argument("--limit", type=int, help="at most so many pieces of each kind")
     options = parser.parse_args(arguments)
     threads, start = set_threads(options.threads), time.monotonic()
     target = load(TARGET, dtype=choose_dtype(options.dtype), device=torch.device("cpu"))
     warm_up(target.model, (1, 16))
-    job = Measurement(options.out, target, threads, options.dtype)
+    job = Measurement(options.out, target, threads, options.dtype, options.quiet)
     few = slice(None, options.limit)
     try:
         if options.only != "timed":
