@@ -289,7 +289,7 @@ def test_trace_with_shared_prefixes() -> None:
         for flag in ("false", "true")
     )
     assert off.summary().prefix_hit_rate == 0
-    assert on.cluster.replicas[0].cached_tokens == 512 + 512
+    assert on.cluster.replicas[0].prompts.cached_tokens == 512 + 512
     assert on.summary().service.completed == 4
     assert np.all(on.requests.ttft_s.to_numpy() <= off.requests.ttft_s.to_numpy() + 1e-12)
 
@@ -300,7 +300,7 @@ def test_shared_system_prompt_is_cached() -> None:
         simulate(scenario(**common, **{"engine.prefix_caching": flag}))
         for flag in ("false", "true")
     )
-    assert on.cluster.replicas[0].cached_tokens == 79 * 512
+    assert on.cluster.replicas[0].prompts.cached_tokens == 79 * 512
     assert on.summary().service.ttft_s.mean < off.summary().service.ttft_s.mean
 
 

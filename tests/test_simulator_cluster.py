@@ -80,8 +80,8 @@ def test_prefix_cache_by_hand() -> None:
     assert stays(off) == pytest.approx([1.536, 1.536])
     assert stays(on) == pytest.approx([1.536, 0.512])
     replica = run(on).replicas[0]
-    assert replica.cached_tokens == 1024
-    assert replica.prefill_tokens == 1536 + 512
+    assert replica.prompts.cached_tokens == 1024
+    assert replica.timer.prefill_tokens == 1536 + 512
 
 
 def test_the_last_prompt_token_is_always_computed() -> None:
@@ -102,7 +102,7 @@ def test_prefix_aware_router_by_hand() -> None:
             arrivals, prompts, prefixes=prefixes, unit=512, limits=CACHED, replicas=2,
             router=router,
         )  # fmt: skip
-        hits[router] = sum(r.cached_tokens for r in run(given_setup).replicas)
+        hits[router] = sum(r.prompts.cached_tokens for r in run(given_setup).replicas)
     assert hits == {"round-robin": 0, "prefix-aware": 2048}
 
 
@@ -114,10 +114,10 @@ def test_cached_prefixes_are_evicted_when_room_is_needed() -> None:
         [0.0, 10.0, 20.0], [1025, 2000, 1025], prefixes=prefixes, unit=512, limits=tight
     )
     cluster = run(given_setup)
-    assert cluster.replicas[0].cached_tokens == 0
+    assert cluster.replicas[0].prompts.cached_tokens == 0
     assert cluster.replicas[0].pool.evictions == 2
     roomy = replace(given_setup, limits=replace(CACHED, num_blocks=300))
-    assert run(roomy).replicas[0].cached_tokens == 1024
+    assert run(roomy).replicas[0].prompts.cached_tokens == 1024
 
 
 def test_shared_units_are_held_once() -> None:
@@ -189,3 +189,29 @@ def test_a_load_generator_holds_requests_back() -> None:
     ledger = run(held).ledger
     assert ledger.arrival_s.tolist() == pytest.approx([0.0, 0.25, 1.0, 2.0])
     assert ledger.finish_s.tolist() == pytest.approx([1.0, 2.0, 3.0, 4.0])
+
+
+def test_prefill_and_decode_split_by_hand() -> None:
+    """1000 prompt tokens take 1 s where they are prefilled; their KV cache of 131,072 bytes
+    a token goes over at 100 MB/s in 1.31072 s; then nine tokens of 1 ms each."""
+    together = queue([0.0], [1000])
+    together = replace(together, requests=replace(together.requests, output_tokens=np.array([10])))
+    split = replace(together, prefill_replicas=1, kv_link_bytes_per_s=1e8)
+    for given_setup, wait in ((together, 0.0), (split, 1000 * 131_072 / 1e8)):
+        cluster = run(given_setup)
+        times = records(cluster)[0].chunk_times_s
+        assert times[0] == pytest.approx(1.0)
+        assert times[1] == pytest.approx(1.0 + wait + 0.001)
+        assert times[-1] == pytest.approx(1.0 + wait + 0.009)
+        assert [r.pool.used for r in cluster.replicas] == [0] * len(cluster.replicas)
+    assert cluster.ledger.replica.tolist() == [0]  # it ended where it decodes
+
+
+def test_split_keeps_prompts_out_of_the_way() -> None:
+    """A long prompt stalls decoding on a shared replica, not on a split one."""
+    base = queue([0.0, 0.010], [10, 2000], limits=replace(ONE_BY_ONE, max_num_seqs=4))
+    base = replace(base, requests=replace(base.requests, output_tokens=np.array([30, 1])))
+    split = replace(base, prefill_replicas=1, kv_link_bytes_per_s=1e12)
+    together_s, split_s = (stays(s)[0] for s in (base, split))
+    assert together_s > 2.0
+    assert split_s == pytest.approx(0.010 + 10 * 131_072 / 1e12 + 29 * 0.001)

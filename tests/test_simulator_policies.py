@@ -86,7 +86,7 @@ def test_scheduled_zero_is_not_off() -> None:
     off = run(setup(k=0, count=24, rate=None, concurrency=8, output=length(20)))
     cost = StepCost(given_setup.deployment, given_setup.source, 512)
     kept = cost.keep_current_s(8, 8 * 70.0)
-    per_step = cluster.replicas[0].draft_s / len(cluster.replicas[0].step_end_s)
+    per_step = cluster.replicas[0].timer.draft_s / len(cluster.replicas[0].step_end_s)
     assert kept * 0.5 < per_step < kept * 1.5
     assert cluster.ledger.finish_s.max() > off.ledger.finish_s.max()
     assert cluster.replicas[0].batch._lookahead == 5  # type: ignore[union-attr]
@@ -115,9 +115,9 @@ def test_switching_graphs_is_paid() -> None:
     base = setup(k=4, policy=policy, count=20, rate=None, concurrency=6, output=length(30))
     free = run(base)
     paid = run(replace(base, policy=replace(policy, switch_s=0.01)))
-    switches = paid.replicas[0].switches
-    assert switches == free.replicas[0].switches > 0
-    more = paid.replicas[0].draft_s - free.replicas[0].draft_s
+    switches = paid.replicas[0].timer.switches
+    assert switches == free.replicas[0].timer.switches > 0
+    more = paid.replicas[0].timer.draft_s - free.replicas[0].timer.draft_s
     assert more == pytest.approx(0.01 * switches)
 
 

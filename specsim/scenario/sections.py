@@ -94,12 +94,16 @@ class DraftKeys(Section):
 
 
 class Hardware(Section):
-    """GPUs of one replica, how many replicas, and which of them gets a request."""
+    """GPUs of one replica, how many replicas, and which of them gets a request. With
+    `prefill_replicas` prompts are computed on so many more replicas, and their KV cache is
+    sent on at `kv_link_bytes_per_s` per GPU (the GPU's own link when left out)."""
 
     gpu: str = "h100-sxm"
     tensor_parallel: Count = 1
     replicas: Count = 1
     router: Literal["round-robin", "least-loaded", "shortest-queue", "prefix-aware"] = "round-robin"
+    prefill_replicas: Annotated[int, Field(ge=0, le=10**6)] = 0
+    kv_link_bytes_per_s: Positive | None = None
 
 
 class AcceptanceKeys(Section):

@@ -26,10 +26,12 @@ def totals(cluster: Cluster, service: ServiceMetrics) -> dict[str, Any]:
     steps = sum(r.batch.steps for r in replicas)
     accepted = sum(r.batch.accepted for r in replicas)
     num_steps = sum(len(r.step_end_s) for r in replicas)
-    busy = sum(r.draft_s + r.verify_s + r.prefill_s + r.host_s for r in replicas)
+    busy = sum(
+        r.timer.draft_s + r.timer.verify_s + r.timer.prefill_s + r.timer.host_s for r in replicas
+    )
     blocks = cluster.setup.limits.num_blocks
-    prompts = sum(r.prefill_tokens + r.cached_tokens for r in replicas)
-    cached = sum(r.cached_tokens for r in replicas)
+    prompts = sum(r.timer.prefill_tokens + r.prompts.cached_tokens for r in replicas)
+    cached = sum(r.prompts.cached_tokens for r in replicas)
     return {
         "acceptance_length": 1 + accepted / steps if steps else None,
         "acceptance_histogram": histogram(cluster, steps),
@@ -60,10 +62,10 @@ def utilisation(cluster: Cluster) -> dict[str, float]:
     """Shares of the replicas' time, from the start to the last event; they sum to 1."""
     replicas = cluster.replicas
     spent = {
-        "draft": sum(r.draft_s for r in replicas),
-        "verify": sum(r.verify_s for r in replicas),
-        "prefill": sum(r.prefill_s for r in replicas),
-        "host": sum(r.host_s for r in replicas),
+        "draft": sum(r.timer.draft_s for r in replicas),
+        "verify": sum(r.timer.verify_s for r in replicas),
+        "prefill": sum(r.timer.prefill_s for r in replicas),
+        "host": sum(r.timer.host_s for r in replicas),
     }
     busy = sum(spent.values())
     whole = max(cluster.env.now * len(replicas), busy)
@@ -77,10 +79,10 @@ def bound_shares(cluster: Cluster) -> dict[str, float]:
     memory, compute, latency (launches, links, fixed times), draft and host. The passes'
     split is that of every n-th step."""
     setup = cluster.setup
-    samples = [s for r in cluster.replicas for s in r.samples]
+    samples = [s for r in cluster.replicas for s in r.timer.samples]
     replicas = cluster.replicas
-    passes = sum(r.verify_s + r.prefill_s for r in replicas)
-    draft, host = sum(r.draft_s for r in replicas), sum(r.host_s for r in replicas)
+    passes = sum(r.timer.verify_s + r.timer.prefill_s for r in replicas)
+    draft, host = sum(r.timer.draft_s for r in replicas), sum(r.timer.host_s for r in replicas)
     busy = passes + draft + host
     if not samples or busy == 0:
         return {}
@@ -106,16 +108,19 @@ def wasted(cluster: Cluster) -> dict[str, float]:
     rejected share of verified ones. What an overlapped drafter throws away comes on top
     (seconds only)."""
     setup, replicas = cluster.setup, cluster.replicas
-    drafted = sum(r.drafted for r in replicas)
+    drafted = sum(r.timer.drafted for r in replicas)
     steps = sum(r.batch.steps for r in replicas)
     rejected = drafted - sum(r.batch.accepted for r in replicas)
     result = {"flops": 0.0, "bytes": 0.0, "seconds": 0.0, "tokens": float(max(rejected, 0))}
     if not drafted or not steps:
         return result
     of_draft, of_verify = rejected / drafted, rejected / (drafted + steps)
-    draft_s, verify_s = sum(r.draft_s for r in replicas), sum(r.verify_s for r in replicas)
+    draft_s, verify_s = (
+        sum(r.timer.draft_s for r in replicas),
+        sum(r.timer.verify_s for r in replicas),
+    )
     result["seconds"] = (
-        draft_s * of_draft + verify_s * of_verify + sum(r.overlap_wasted_s for r in replicas)
+        draft_s * of_draft + verify_s * of_verify + sum(r.timer.overlap_wasted_s for r in replicas)
     )
     rounds = sum(len(r.step_end_s) for r in replicas)
     batch = max(1.0, steps / rounds)
@@ -151,7 +156,7 @@ def price(cluster: Cluster, service: ServiceMetrics) -> tuple[float, float] | No
     rent = deployment.gpu.price_usd_per_h
     if rent is None or not service.output_tokens:
         return None
-    gpus = deployment.num_gpus * cluster.setup.replicas
+    gpus = deployment.num_gpus * len(cluster.replicas)
     hours = service.duration_s / 3600 * gpus
     low, high = (hours * usd / service.output_tokens * 1e6 for usd in rent)
     return low, high
@@ -164,7 +169,7 @@ def energy(cluster: Cluster, service: ServiceMetrics) -> float | None:
     power = deployment.gpu.power_w
     if power is None or not service.output_tokens:
         return None
-    gpus = deployment.num_gpus * cluster.setup.replicas
+    gpus = deployment.num_gpus * len(cluster.replicas)
     return power * gpus * service.duration_s / service.output_tokens
 
 

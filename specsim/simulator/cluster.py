@@ -11,7 +11,7 @@ from specsim.errors import ScenarioError
 from specsim.simulator import router as routing
 from specsim.simulator.batching import blocks_for
 from specsim.simulator.ledger import Ledger
-from specsim.simulator.replica import Replica
+from specsim.simulator.replica import Replica, start_over
 from specsim.simulator.request import Request
 from specsim.simulator.runs import RunSampler
 from specsim.simulator.setup import Fault, Setup
@@ -36,14 +36,19 @@ class Cluster:
         self._sampler = RunSampler(setup.laws, setup.seed) if setup.policy.largest else None
         self._router = routing.ROUTERS[setup.router]
         cost = StepCost(setup.deployment, setup.source, setup.limits.max_tokens)
+        # replicas that decode come first, those that only prefill after them
+        split = setup.prefill_replicas > 0
         self.replicas = [
             Replica(
                 index=i, env=self.env, limits=setup.limits, policy=setup.policy, cost=cost,
                 on_finish=self._finished, log=log, force_roster=force_roster,
                 proposed=setup.proposed,
+                on_prefilled=self._prefilled if split and i >= setup.replicas else None,
             )
-            for i in range(setup.replicas)
+            for i in range(setup.replicas + setup.prefill_replicas)
         ]  # fmt: skip
+        self._decoders = self.replicas[: setup.replicas]
+        self._entrances = self.replicas[setup.replicas :] if split else self.replicas
         self._done = self.env.event()
         self._next = 0  # the next request of a closed loop
         self._left = len(setup.requests)
@@ -97,16 +102,37 @@ class Cluster:
         return request
 
     def _route(self, request: Request) -> None:
-        replicas = self.replicas
-        if len(replicas) > 1 or self.setup.faults:
-            alive = [replica for replica in replicas if replica.alive]
-            if not alive:
+        if len(self._entrances) > 1 or self.setup.faults:
+            chosen = self._choose(self._entrances, request)
+            if chosen is None:
                 self._stranded.append(request)
-                return
-            chosen = self._router(cast(list[routing.Replica], alive), request.id, request.prefix)
-            replicas[chosen].submit(request)
+            else:
+                chosen.submit(request)
         else:
-            replicas[0].submit(request)
+            self._entrances[0].submit(request)
+
+    def _choose(self, replicas: list[Replica], request: Request) -> Replica | None:
+        """The router's choice among those that are up; None if none is."""
+        alive = [replica for replica in replicas if replica.alive]
+        if not alive:
+            return None
+        found = self._router(cast(list[routing.Replica], alive), request.id, request.prefix)
+        return self.replicas[found]
+
+    def _prefilled(self, request: Request, now: float) -> None:
+        self.env.process(self._transfer(request))
+
+    def _transfer(self, request: Request) -> Generator[simpy.Event, None, None]:
+        """Send a prompt's KV cache from where it was computed to where it is used."""
+        target = self.setup.deployment.target
+        moved = target.kv_bytes_per_token_per_gpu * request.context
+        yield self.env.timeout(moved / self.setup.kv_link_bytes_per_s)
+        chosen = self._choose(self._decoders, request)
+        if chosen is None:
+            start_over(request)
+            self._stranded.append(request)
+        else:
+            chosen.submit_computed(request)
 
     def _submit_next(self) -> None:
         if self._next < len(self.setup.requests):
@@ -185,5 +211,6 @@ def check_feasible(setup: Setup) -> None:
             f"{limits.max_tokens}, and chunked prefill is off"
         )
     for fault in setup.faults:
-        if fault.replica >= setup.replicas:
-            raise ScenarioError(f"fault: replica {fault.replica} of {setup.replicas}")
+        count = setup.replicas + setup.prefill_replicas
+        if fault.replica >= count:
+            raise ScenarioError(f"fault: replica {fault.replica} of {count}")

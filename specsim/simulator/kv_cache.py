@@ -88,6 +88,12 @@ class BlockPool:
             self._idle[name] = None
             self.used -= self.unit
 
+    def clear(self) -> None:
+        """All is lost (a replica died): nothing is used, nothing cached."""
+        self.used = 0
+        self._references.clear()
+        self._idle.clear()
+
     def _evict(self) -> None:
         while self._idle and self.used + self.unit * len(self._idle) > self.total:
             self._idle.popitem(last=False)

@@ -6,10 +6,7 @@ from array import array
 
 import numpy as np
 
-from specsim.simulator.request import Request
-
-#: (replica, step of its first token, decoding steps, tokens of each or None for one each)
-Segment = tuple[int, int, int, "bytes | None"]
+from specsim.simulator.request import Request, Segment
 
 
 class Ledger:
@@ -17,7 +14,8 @@ class Ledger:
 
     A request's chunks are one token at the end of step `first_step` of its replica (the
     step that completed its prompt), then one chunk at each of the following `num_steps`
-    steps. A request that was preempted has several such segments, in `segments`.
+    steps. A request that was preempted, or prefilled elsewhere, has several such stays, in
+    `segments`.
     """
 
     def __init__(self, num_requests: int) -> None:
@@ -55,8 +53,8 @@ class Ledger:
         if request.segments is not None:
             self.preemptions[i] = request.preemptions
             self.segments[i] = [*request.segments, _segment(request)]
-            for _, _, _, early in request.segments:
-                self.plans += early or b""
+            for early in request.segments:
+                self.plans += early.plan or b""
         self.completed += 1
         self.order.append(i)
 
@@ -71,7 +69,7 @@ class Ledger:
 
 
 def close_segment(request: Request) -> None:
-    """Remember what a preempted request has delivered, before it starts over."""
+    """Remember what a request has delivered, before it starts over or moves on."""
     if request.segments is None:
         request.segments = []
     if request.first_step >= 0:
@@ -79,4 +77,7 @@ def close_segment(request: Request) -> None:
 
 
 def _segment(request: Request) -> Segment:
-    return (request.replica, request.first_step, request.num_steps, request.plan)
+    return Segment(
+        request.replica, request.first_step, request.num_steps, request.plan,
+        request.has_prompt_chunk,
+    )  # fmt: skip

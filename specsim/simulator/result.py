@@ -15,7 +15,8 @@ from specsim.metrics import Objective, Served, ServiceMetrics, e2e, service_metr
 from specsim.records import RequestRecord
 from specsim.simulator import accounting
 from specsim.simulator.cluster import Cluster
-from specsim.simulator.ledger import Segment
+from specsim.simulator.replica import Replica
+from specsim.simulator.request import Segment
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -167,7 +168,7 @@ class Result:
 
 
 def segments_of(cluster: Cluster, request: int) -> list[Segment]:
-    """(replica, first step, decoding steps, tokens of each) of a finished request."""
+    """The stays of a finished request in running batches."""
     ledger = cluster.ledger
     if request in ledger.segments:
         return ledger.segments[request]
@@ -176,7 +177,8 @@ def segments_of(cluster: Cluster, request: int) -> list[Segment]:
     if ledger.plans:
         at = int(ledger.plan_at[request])
         plan = bytes(ledger.plans[at : at + steps])
-    return [(int(ledger.replica[request]), int(ledger.first_step[request]), steps, plan)]
+    first = int(ledger.first_step[request])
+    return [Segment(int(ledger.replica[request]), first, steps, plan, True)]
 
 
 def served_columns(cluster: Cluster, *, worst_gaps: bool) -> Served:
@@ -184,8 +186,7 @@ def served_columns(cluster: Cluster, *, worst_gaps: bool) -> Served:
     ledger, requests = cluster.ledger, cluster.setup.requests
     ends = [np.frombuffer(r.step_end_s, dtype=float) for r in cluster.replicas]
     gap_s = [np.diff(end) for end in ends]
-    weight = [np.frombuffer(r.decoding, dtype=np.int32)[1:].astype(float)
-              for r in cluster.replicas]  # fmt: skip
+    weight = [gap_weights(r) for r in cluster.replicas]
     worst = None
     if worst_gaps:
         worst = np.zeros(len(requests))
@@ -194,9 +195,9 @@ def served_columns(cluster: Cluster, *, worst_gaps: bool) -> Served:
             times = chunk_times(cluster, segments_of(cluster, int(request)), ends)
             worst[request] = np.diff(times).max(initial=0.0)
     between = [
-        [ends[after[0]][after[1]] - ends[before[0]][before[1] + before[2]]]
+        [ends[after.replica][after.first_step] - ends[before.replica][before.last_step]]
         for parts in ledger.segments.values()
-        for before, after in pairwise(parts)
+        for before, after in pairwise(part for part in parts if part.num_chunks)
     ]
     gaps = np.concatenate([np.zeros(0), *gap_s, *between])
     return Served(
@@ -210,10 +211,19 @@ def served_columns(cluster: Cluster, *, worst_gaps: bool) -> Served:
     )  # fmt: skip
 
 
+def gap_weights(replica: Replica) -> Array:
+    """Sequences whose chunk of a step follows one of the step before; shape (steps − 1,)."""
+    weight = np.frombuffer(replica.decoding, dtype=np.int32).astype(float)
+    for step, entered in replica.entered.items():
+        if step < len(weight):
+            weight[step] -= entered
+    return weight[1:]
+
+
 def chunk_times(cluster: Cluster, segments: list[Segment], ends: list[Array]) -> Array:
     """When each chunk of a request was delivered, in seconds."""
     return np.concatenate(
-        [ends[replica][first : first + steps + 1] for replica, first, steps, _ in segments]
+        [ends[s.replica][s.first_step : s.first_step + s.num_chunks] for s in segments]
     )
 
 
@@ -234,9 +244,7 @@ def records(cluster: Cluster) -> list[RequestRecord]:
             result.append(RequestRecord(**common, chunk_times_s=(), chunk_tokens=(), failed=True))
             continue
         segments = segments_of(cluster, request)
-        tokens: list[int] = []
-        for _, _, steps, plan in segments:
-            tokens += [1, *(plan if plan is not None else b"\x01" * steps)]
+        tokens = [n for segment in segments for n in segment.chunk_tokens]
         tokens[-1] -= sum(tokens) - common["output_tokens"]  # the last step is cut
         times = chunk_times(cluster, segments, ends)
         result.append(

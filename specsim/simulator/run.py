@@ -100,6 +100,10 @@ def make_setup(
             deployment=deployment, source=chosen_source, laws=tuple(laws), requests=requests,
             arrivals=arrivals, limits=limits, policy=policy,
             replicas=scenario.hardware.replicas, router=scenario.hardware.router,
+            prefill_replicas=scenario.hardware.prefill_replicas,
+            kv_link_bytes_per_s=(
+                scenario.hardware.kv_link_bytes_per_s or deployment.gpu.link_bytes_per_s
+            ),
             seed=scenario.seed,
             proposed=proposed_tokens(deployment, laws, requests, policy.largest),
             faults=tuple(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from specsim.acceptance.law import Law
@@ -66,7 +67,8 @@ class Setup:
     """One run. `laws` are those of the traffic classes, in the order of
     `requests.class_names`. `proposed[K]` is the mean number of tokens that a step asked for
     K really drafts, where the drafter does not always propose (n-gram look-up); only
-    those are verified."""
+    those are verified. With `prefill_replicas` prompts are computed on replicas of their
+    own, and each GPU sends its part of their KV cache on at `kv_link_bytes_per_s`."""
 
     deployment: Deployment
     source: CostSource
@@ -80,3 +82,5 @@ class Setup:
     seed: int = 0
     faults: tuple[Fault, ...] = ()
     proposed: tuple[float, ...] | None = None
+    prefill_replicas: int = 0
+    kv_link_bytes_per_s: float = math.inf
