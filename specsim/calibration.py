@@ -56,13 +56,23 @@ class LawKeys(_Part):
         return next((key, dumped[key]) for key in LAW_KEYS if key in dumped)
 
 
+class MeasuredLength(_Part):
+    """Tokens per step as counted at one K."""
+
+    num_draft_tokens: Count
+    acceptance_length: Annotated[float, Field(ge=1)]
+    standard_error: Error | None = None
+    num_steps: Annotated[int, Field(ge=0)] | None = None
+
+
 class AcceptanceFit(LawKeys):
     """A fitted law.
 
     `standard_errors` holds one entry per parameter and `acceptance_length`: those of τ at
     K = 1, 2, …; beyond the last one the relative error stays. `law` names the family,
     `rule` says how it was chosen. `num_tokens` counts emitted tokens; `num_requests` is
-    None where the source does not tell requests apart.
+    None where the source does not tell requests apart. `by_k` has what was counted at each
+    K, where there are several.
     """
 
     law: str = "as given"
@@ -75,6 +85,7 @@ class AcceptanceFit(LawKeys):
     num_requests: Annotated[int, Field(ge=0)] | None = None
     method: str | None = None
     temperature: Annotated[float, Field(ge=0)] | None = None
+    by_k: tuple[MeasuredLength, ...] = ()
     by_domain: dict[str, AcceptanceFit] = Field(default_factory=dict)
 
     @field_validator("standard_errors")

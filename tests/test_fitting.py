@@ -255,6 +255,7 @@ def test_several_k_are_pooled_by_position() -> None:
     fit, notes = fit_counts([short, long])
     assert "mixed-k" in {n.code for n in notes}
     assert fit.at_k == 4
+    assert [(m.num_draft_tokens, m.acceptance_length) for m in fit.by_k] == [(2, 2.3), (4, 2.5)]
 
 
 def test_too_few_tokens_are_refused_with_the_number_needed() -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from specsim.errors import RecordError
-from specsim.interop.common import Imported, Tally, read_lines
+from specsim.interop.common import Imported, Tally
 from specsim.interop.detect import READERS, read_file, recognise
+from specsim.interop.reading import read_lines
 from specsim.interop.sglang_log import RateMeaning
 
 FIXTURES = Path(__file__).parent / "fixtures" / "interop"

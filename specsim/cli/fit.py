@@ -157,6 +157,7 @@ def summary(fit: Any) -> dict[str, Any]:
             "num_steps": acceptance.num_steps,
             "num_requests": acceptance.num_requests,
             "rule": acceptance.rule,
+            "by_k": [m.model_dump(mode="json") for m in acceptance.by_k],
             "by_domain": {
                 name: {"law": d.law, "parameters": dict([d.source]),
                        "acceptance_length": d.acceptance_length, "num_tokens": d.num_tokens}

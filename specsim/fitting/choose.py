@@ -155,6 +155,6 @@ def fit_sequences(
         },
         acceptance_length=counted.acceptance_length, at_k=counted.at_k,
         num_tokens=counted.num_tokens, num_steps=counted.num_steps, num_requests=len(sequences),
-        method=method, temperature=temperature,
+        method=method, temperature=temperature, by_k=counted.by_k,
     )  # fmt: skip
     return fit, notes

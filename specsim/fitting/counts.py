@@ -14,7 +14,7 @@ import numpy as np
 from specsim.acceptance.chains import Iid, PerPosition
 from specsim.acceptance.conversions import alpha_from_acceptance_length
 from specsim.acceptance.law import Array, Law
-from specsim.calibration import AcceptanceFit
+from specsim.calibration import AcceptanceFit, MeasuredLength
 from specsim.errors import CalibrationError
 from specsim.interop.common import MeanLength, Note, Tally
 
@@ -182,8 +182,25 @@ def fit_counts(
         **keys, law=name, rule=rule, standard_errors=standard_errors,
         acceptance_length=round(tau, 6), at_k=at, num_tokens=round(tokens), num_steps=round(steps),
         num_requests=sum(t.windows for t in merged) if all(t.by_request for t in merged) else None,
-        method=method,
+        method=method, by_k=tuple(map(_measured, merged)) if len(merged) > 1 else (),
     ), notes  # fmt: skip
+
+
+def _measured(tally: Tally) -> MeasuredLength:
+    """What was counted at one K."""
+    accepted = min(float(tally.total[Tally.ACCEPTED]) / tally.steps, tally.num_draft_tokens)
+    # without positions the variance of an i.i.d. law with the same mean stands in
+    alpha = alpha_from_acceptance_length(1 + accepted, tally.num_draft_tokens)
+    law = (
+        PerPosition.from_survival(tuple(survival_of(tally)))
+        if tally.positions_known
+        else Iid(alpha)
+    )
+    error = ratio_error(tally, [Tally.ACCEPTED], law.variance(tally.num_draft_tokens))
+    return MeasuredLength(
+        num_draft_tokens=tally.num_draft_tokens, acceptance_length=round(1 + accepted, 6),
+        standard_error=round(error, 6), num_steps=round(tally.steps),
+    )  # fmt: skip
 
 
 def _slope(law: Law, k: int) -> float:

@@ -20,8 +20,9 @@ from specsim.fitting.costs import constants_of_rows, host_time
 from specsim.fitting.counts import fit_counts, fit_length
 from specsim.fitting.records import Measured, read_record_file, read_runs_file
 from specsim.fitting.sequences import StepSequence, sequences_of_records
-from specsim.interop.common import Imported, MeanLength, Note, Progress, Tally
+from specsim.interop.common import Imported, MeanLength, Note, Tally
 from specsim.interop.detect import RECORDS, RUNS, read_file, recognise
+from specsim.interop.reading import Progress
 from specsim.records import StepRecord
 
 ProgressOf = Callable[[Path], Progress | None]

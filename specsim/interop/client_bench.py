@@ -11,18 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from specsim.errors import RecordError
-from specsim.interop.common import (
-    MAX_POSITIONS,
-    Imported,
-    MeanLength,
-    Notes,
-    Progress,
-    StepTimes,
-    number,
-    parse_json,
-    read_document,
-    section,
-)
+from specsim.interop.common import MAX_POSITIONS, Imported, MeanLength, Notes, StepTimes
+from specsim.interop.reading import Progress, number, parse_json, read_document, section
 
 GUIDELLM, INFERENCE_PERF, AIPERF = "guidellm", "inference-perf", "aiperf"
 #: Seconds per unit that aiperf may name.

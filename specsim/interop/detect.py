@@ -21,7 +21,8 @@ from specsim.interop import (
     vllm_metrics,
     vllm_requests,
 )
-from specsim.interop.common import Imported, Progress, parse_json, read_document, read_lines
+from specsim.interop.common import Imported
+from specsim.interop.reading import Progress, parse_json, read_document, read_lines
 
 Reader = Callable[[Path, Progress | None], Imported]
 

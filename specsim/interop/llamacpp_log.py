@@ -11,17 +11,8 @@ import re
 from pathlib import Path
 
 from specsim.errors import RecordError
-from specsim.interop.common import (
-    MAX_POSITIONS,
-    Imported,
-    Notes,
-    Progress,
-    StepTimes,
-    TallyByK,
-    check_survival,
-    number,
-    read_lines,
-)
+from specsim.interop.common import MAX_POSITIONS, Imported, Notes, StepTimes, TallyByK
+from specsim.interop.reading import Progress, check_survival, number, read_lines
 
 FORMAT = "llamacpp-log"
 MARK = re.compile(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from specsim.errors import RecordError
-from specsim.interop.common import number, parse_json, read_document, section
+from specsim.interop.reading import number, parse_json, read_document, section
 from specsim.records import Header, RequestRecord, write_records
 
 VLLM, INFERENCE_PERF = "vllm-bench", "inference-perf"

@@ -7,16 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from specsim.errors import RecordError
-from specsim.interop.common import (
-    MAX_POSITIONS,
-    Imported,
-    MeanLength,
-    Notes,
-    Progress,
-    StepTimes,
-    number,
-    section,
-)
+from specsim.interop.common import MAX_POSITIONS, Imported, MeanLength, Notes, StepTimes
+from specsim.interop.reading import Progress, number, section
 from specsim.interop.vllm_bench import printed_blocks
 from specsim.interop.vllm_requests import responses
 
@@ -90,7 +82,7 @@ def _per_chunk(value: Mapping[str, float], length: float) -> bool:
 
 
 def _blocks(path: Path, progress: Progress | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    from specsim.interop.common import read_lines
+    from specsim.interop.reading import read_lines
 
     first = next((line for _, line in read_lines(path) if line), "")
     if first[:1] in ("{", "["):

@@ -12,18 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from specsim.errors import RecordError
-from specsim.interop.common import (
-    MAX_POSITIONS,
-    Imported,
-    MeanLength,
-    Notes,
-    Progress,
-    TallyByK,
-    number,
-    parse_json,
-    read_document,
-    read_lines,
-)
+from specsim.interop.common import MAX_POSITIONS, Imported, MeanLength, Notes, TallyByK
+from specsim.interop.reading import Progress, number, parse_json, read_document, read_lines
 from specsim.interop.sglang_log import RateMeaning
 
 FORMAT = "sglang-info"

@@ -20,13 +20,11 @@ from specsim.interop.common import (
     Imported,
     MeanLength,
     Notes,
-    Progress,
     StepTime,
     StepTimes,
     Tally,
-    number,
-    read_lines,
 )
+from specsim.interop.reading import Progress, number, read_lines
 
 FORMAT = "sglang-log"
 DECODE = "Decode batch"

@@ -6,15 +6,8 @@ import re
 from pathlib import Path
 
 from specsim.errors import RecordError
-from specsim.interop.common import (
-    MAX_POSITIONS,
-    Imported,
-    MeanLength,
-    Notes,
-    Progress,
-    number,
-    read_lines,
-)
+from specsim.interop.common import MAX_POSITIONS, Imported, MeanLength, Notes
+from specsim.interop.reading import Progress, number, read_lines
 from specsim.interop.sglang_log import RateMeaning
 
 FORMAT = "sglang-metrics"

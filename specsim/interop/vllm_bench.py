@@ -6,20 +6,16 @@ ITL over mean time per output token (TPOT) is the acceptance length.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from specsim.errors import RecordError
-from specsim.interop.common import (
-    MAX_POSITIONS,
-    Imported,
-    MeanLength,
-    Notes,
+from specsim.interop.common import MAX_POSITIONS, Imported, MeanLength, Notes, StepTimes, TallyByK
+from specsim.interop.reading import (
     Progress,
-    StepTimes,
-    TallyByK,
     check_survival,
     number,
     parse_json,
@@ -167,12 +163,14 @@ class _Reader:
         if drafts == 0:
             raise RecordError(f"{where}: Drafts = 0: no speculative step was taken")
         survival = _survival(block, where)
-        k = len(survival) or round(drafted / drafts)
+        # a list cut short has fewer positions than tokens were drafted
+        k = max(len(survival), math.ceil(drafted / drafts - 0.01))
         if not 1 <= k <= MAX_POSITIONS:
             raise RecordError(f"{where}: {drafted:g} draft tokens in {drafts:g} drafts: expected K "
                               f"in 1..{MAX_POSITIONS}")  # fmt: skip
         at_least: list[float] | None = [s * drafts for s in survival] if survival else None
-        if at_least and abs(sum(at_least) - accepted) > 0.02 * accepted + 0.0002 * k * drafts + 1:
+        slack = 0.02 * accepted + 0.0002 * k * drafts + 1
+        if at_least and (len(at_least) < k or abs(sum(at_least) - accepted) > slack):
             self.notes.add(
                 "incomplete-lines",
                 f"{where}: rates by position do not add up to the accepted tokens; left out",

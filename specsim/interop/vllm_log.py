@@ -12,17 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specsim.errors import RecordError
-from specsim.interop.common import (
-    MAX_POSITIONS,
-    Imported,
-    Notes,
-    Progress,
-    StepTimes,
-    TallyByK,
-    check_survival,
-    number,
-    read_lines,
-)
+from specsim.interop.common import MAX_POSITIONS, Imported, Notes, StepTimes, TallyByK
+from specsim.interop.reading import Progress, check_survival, number, read_lines
 
 FORMAT = "vllm-log"
 V1, V0, THROUGHPUT = "SpecDecoding metrics:", "Speculative metrics:", "Avg generation throughput:"

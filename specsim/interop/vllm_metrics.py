@@ -7,22 +7,13 @@ with its last value.
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
 from specsim.errors import RecordError
-from specsim.interop.common import (
-    LARGEST,
-    MAX_POSITIONS,
-    Imported,
-    Notes,
-    Progress,
-    StepTimes,
-    Tally,
-    check_survival,
-    number,
-    read_lines,
-)
+from specsim.interop.common import MAX_POSITIONS, Imported, Notes, StepTimes, Tally
+from specsim.interop.reading import LARGEST, Progress, check_survival, number, read_lines
 
 FORMAT = "vllm-metrics"
 PREFIX = "vllm:"
@@ -121,7 +112,7 @@ def _imported(path: Path, series: dict[tuple[str, Labels], float], notes: Notes)
             f"{path}: {accepted:g} accepted of {drafted:g} draft tokens: expected no more accepted "
             "than drafted"
         )
-    k = max(by_position, default=-1) + 1 or round(drafted / drafts)
+    k = max(max(by_position, default=-1) + 1, math.ceil(drafted / drafts - 0.01))
     if not 1 <= k <= MAX_POSITIONS:
         raise RecordError(
             f"{path}: {drafted:g} draft tokens in {drafts:g} drafts: expected K <= 64"

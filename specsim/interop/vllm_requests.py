@@ -11,18 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from specsim.errors import RecordError
-from specsim.interop.common import (
-    MAX_POSITIONS,
-    Imported,
-    Notes,
-    Progress,
-    TallyByK,
-    number,
-    parse_json,
-    read_document,
-    read_lines,
-    section,
-)
+from specsim.interop.common import MAX_POSITIONS, Imported, Notes, TallyByK
+from specsim.interop.reading import Progress, number, parse_json, read_document, read_lines, section
 
 FORMAT = "vllm-requests"
 
