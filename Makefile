@@ -29,6 +29,16 @@ types: $(VENV)/.dev
 bench: $(VENV)/.dev
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
+# Measures in out/ first: what is there from an interrupted run is gone on with, and the
+# recorded measurements are only replaced by whole ones.
+validate: $(VENV)/.dev  ## re-measure the decoder on this quiet machine (15 minutes), then the report
+	$(BIN)/python -m validation.measure_host --out out/host
+	$(BIN)/python -m validation.measure_serving --out out/serving
+	cp out/host/runs.jsonl out/host/forward.jsonl validation/data/host/
+	mkdir -p validation/data/serving && cp out/serving/*.jsonl validation/data/serving/
+	rm -r out/host out/serving
+	$(BIN)/python -m validation all --write docs
+
 $(VENV)/.venv:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
