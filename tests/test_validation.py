@@ -161,7 +161,7 @@ def test_regret_counts_not_drafting_as_a_choice() -> None:
     common = {"domain": "code", "batch": 1, "temperature": 0.0, "tokens_per_s": 1.0, "tau": 1.0,
               "predicted_tokens_per_s": 1.0, "predicted_tau": 1.0, "tau_error": 0.1,
               "extrapolated_speedup": 1.0, "extrapolated_tau": 1.0,
-              "costs_only_speedup": 1.0}  # fmt: skip
+              "costs_only_speedup": 1.0, "at_mean_speedup": 1.0}  # fmt: skip
     slow = host.Configuration(method="a", num_draft_tokens=2, speedup=0.8, predicted_speedup=1.1,
                               **common)  # type: ignore[arg-type]  # fmt: skip
     fast = host.Configuration(method="b", num_draft_tokens=2, speedup=1.25, predicted_speedup=0.9,

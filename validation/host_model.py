@@ -82,17 +82,20 @@ class HostModel:
 
     def step_s(
         self, method: str, num_draft_tokens: int, batch: int, context: float, temperature: float,
-        proposing: float,
+        proposing: float, *, at_mean: bool = False,
     ) -> float:  # fmt: skip
         """Mean seconds of a step in which every row proposes K tokens with probability
         `proposing`, or none: the mean over how many of the rows do, since a pass's time is
-        not linear in its tokens."""
+        not linear in its tokens. `at_mean` takes the pass with the mean number of tokens
+        instead, as the closed form does."""
         deployment = deployment_of(method, self.host[method, temperature])
         k = num_draft_tokens
         if k == 0:
             deployment = deployment.without_draft()
         rows = np.arange(batch + 1)
         weight = binom.pmf(rows, batch, proposing if k else 0.0)
+        if at_mean:
+            rows, weight = np.array([batch * proposing]), np.ones(1)
         time = decode_step(deployment, self.source, k, batch, context, k * rows / batch)
         return float(np.sum(weight * time.seconds))
 
