@@ -13,6 +13,9 @@ from typing import Any, NoReturn
 from specsim.errors import SpecsimError
 
 SCHEMA_VERSION = 1
+DRAFT_HELP = "none | ngram | early-exit:N | eagle | eagle:HEAD.safetensors | a model's name or path"
+#: The accept rules of `decode.RULES`, by name: `--help` should not have to import torch.
+RULE_NAMES = ("block", "chain", "tree", "typical")
 INTERRUPTED = 130
 
 
@@ -94,6 +97,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.run(options))
     except (SpecsimError, ValueError, FileExistsError) as error:
         print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        needed = "torch gguf safetensors tokenizers huggingface-hub"
+        print(f"Error: {error.name} is not installed: pip install {needed}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Interrupted", file=sys.stderr)

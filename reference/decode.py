@@ -76,8 +76,11 @@ class Decoder:
     ) -> None:
         if rule not in RULES:
             raise ValueError(f"unknown accept rule {rule!r}; expected one of {', '.join(RULES)}")
-        if rows < 1 or (prefill_chunk is not None and prefill_chunk < 1):
-            raise ValueError(f"rows={rows}, prefill_chunk={prefill_chunk}: at least 1 is needed")
+        if min(rows, capacity, 1 if prefill_chunk is None else prefill_chunk) < 1:
+            raise ValueError(
+                f"rows={rows}, capacity={capacity}, prefill_chunk={prefill_chunk}: "
+                "at least 1 of each is needed"
+            )
         self.target, self.warp, self.rule = target, warp or Warp(), rule
         self.drafter = Drafter() if drafter is None else drafter
         self.policy = fixed(0) if policy is None else policy

@@ -21,9 +21,6 @@ in the same run; float32 makes the two identical, bfloat16 may differ where two 
 
 def add_parser(commands: Any) -> None:
     """Add this command's options."""
-    from reference.decode import RULES
-    from reference.options import DRAFT_HELP
-
     parser = commands.add_parser(
         "decode",
         help="decode a prompt speculatively; prints text, speed and acceptance",
@@ -31,12 +28,12 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     cli.add_model_options(parser)
-    parser.add_argument("--draft", default="ngram", help=DRAFT_HELP + " (default: ngram)")
+    parser.add_argument("--draft", default="ngram", help=cli.DRAFT_HELP + " (default: ngram)")
     parser.add_argument("--k", default="4", help="drafted tokens a step, or adaptive (default: 4)")
     parser.add_argument("--tree", help="draft a tree: children a level, such as 3,2,1")
     parser.add_argument("--distinct", action="store_true", help="siblings without replacement")
     parser.add_argument(
-        "--rule", default="chain", choices=sorted(RULES),
+        "--rule", default="chain", choices=cli.RULE_NAMES,
         help="accept rule; typical is LOSSY (default: chain; trees always use tree)",
     )  # fmt: skip
     source = parser.add_mutually_exclusive_group(required=True)

@@ -64,6 +64,9 @@ def run(options: argparse.Namespace) -> int:
     for part in parts:
         if part not in ("steps", "runs", "forward"):
             raise ValueError(f"--what {part!r}: expected steps, runs, forward")
+    for name in ("prompts", "max_new_tokens", "context", "repeats"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)} < 1")
     grid = {name: numbers(options, name) for name in ("k", "batch", "temperature")}
     prompts = [p for d in options.domains.split(",") for p in load_prompts(d)[: options.prompts]]
     if options.cuda_graphs and choose_device(options.device).type != "cuda":

