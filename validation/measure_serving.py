@@ -28,12 +28,12 @@ from specsim.records import Header, RequestRecord, write_records
 from validation.host_plan import FITTED_K, NGRAM, halves
 from validation.measure_host import TARGET, commit, processor_name
 
-#: Arrivals per second; the machine serves about 1.5 requests a second.
-RATES = (0.4, 0.8, 1.2)
+#: Arrivals per second; two cores serve about 1.5 requests a second.
+RATES = (0.4, 0.7, 1.0)
 METHODS = ("none", NGRAM)
-DOMAIN, SLOTS, CAPACITY, OUTPUT_TOKENS, SEED = "copy", 4, 320, 40, 7
+DOMAIN, SLOTS, CAPACITY, OUTPUT_TOKENS, SEED = "copy", 4, 320, 32, 7
 #: Seconds of arrivals; every run has at least this many requests.
-SPAN_S, LEAST = 36.0, 16
+SPAN_S, LEAST = 34.0, 14
 
 
 def arrivals_of(target: Loaded, rate: float, span_s: float) -> list[Arrival]:
