@@ -146,6 +146,22 @@ def test_acceptance_carries_its_interval_and_range(tmp_path: Path) -> None:
     )
 
 
+def test_traffic_classes_take_the_law_of_their_domain(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    fit = calibration().acceptance
+    assert fit is not None
+    code = AcceptanceFit(alpha=0.9, law="iid")
+    calibration(acceptance=fit.model_copy(update={"by_domain": {"code": code}})).save(path)
+    classes = [{"name": "code"}, {"name": "chat"}, {"name": "own", "acceptance": {"alpha": 0.1}}]
+    resolved = Scenario.from_dict(
+        {"acceptance": {"calibration": str(path)}, "workload": {"classes": classes}}
+    ).resolve()
+    tau = {name: law.acceptance_length(3) for name, law in resolved.class_laws.items()}
+    assert tau["code"] == pytest.approx(Iid(0.9).acceptance_length(3))
+    assert tau["chat"] == pytest.approx(2.3)
+    assert tau["own"] == pytest.approx(Iid(0.1).acceptance_length(3))
+
+
 def test_errors_beyond_the_table_stay_in_proportion() -> None:
     law = Calibrated(Iid(0.5), length_errors=(0.05, 0.06))
     assert law.standard_error(2) == 0.06

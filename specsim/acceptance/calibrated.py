@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,11 +16,21 @@ Z95 = 1.96
 @dataclass(frozen=True)
 class Calibrated(Law):
     """`inner`, measured up to K = `measured_to`, with the standard errors of τ at K = 1, 2,
-    … in `length_errors` (beyond the last, the relative error of τ − 1 stays)."""
+    … in `length_errors` (beyond the last, the relative error of τ − 1 stays), at contexts
+    in `context_range` tokens."""
 
     inner: Law
     length_errors: tuple[float, ...] = ()
     measured_to: int | None = None
+    context_range: tuple[float, float] | None = None
+
+    def outside(self, context: Any) -> list[str]:
+        """What of the contexts lies outside the measured range, in words."""
+        known = self.context_range
+        low, high = float(np.min(context)), float(np.max(context))
+        if known is None or (known[0] <= low and high <= known[1]):
+            return []
+        return [f"context {low:g}..{high:g} outside {known[0]:g}..{known[1]:g}"]
 
     def survival(self, num_draft_tokens: int) -> Array:
         """That of the fitted law."""

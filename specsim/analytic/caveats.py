@@ -123,14 +123,20 @@ def grid_caveats(deployment: Deployment, grid: Grid) -> Iterator[Caveat]:
         )
 
 
-def range_caveats(source: object, batch: object, context: object) -> Iterator[Caveat]:
-    """A measured cost source asked beyond what it measured."""
-    outside = getattr(source, "outside", None)
-    found = outside(batch, context) if callable(outside) else []
-    if found:
+def range_caveats(
+    source: object, law: object, batch: object, context: object
+) -> Iterator[Caveat]:
+    """A measured cost source or law asked beyond what was measured."""
+    cost, acceptance = getattr(source, "outside", None), getattr(law, "outside", None)
+    if callable(cost) and (found := cost(batch, context)):
         yield Caveat(
             code="extrapolated-cost",
             message=f"step times were not measured there: {'; '.join(found)}",
+        )
+    if callable(acceptance) and (found := acceptance(context)):
+        yield Caveat(
+            code="extrapolated-context",
+            message=f"acceptance was not measured there: {'; '.join(found)}",
         )
 
 

@@ -178,7 +178,7 @@ class Prediction:
             *acceptance_caveats(self.law, grid.num_draft_tokens, self.acceptance_source),
             *grid_caveats(self.deployment, grid),
             *placement_caveats(self.deployment, context),
-            *range_caveats(self.source, grid.batch, grid.context),
+            *range_caveats(self.source, self.law, grid.batch, grid.context),
             *(Caveat(code=code, message=text) for code, text in cost_warnings(self.deployment)),
         ]
         pays = self.break_even["batch"]

@@ -40,7 +40,13 @@ def resolve(scenario: Scenario) -> Resolved:
     classes: dict[str, Law] = {}
     for traffic in scenario.workload.classes:
         keys = traffic.acceptance
-        classes[traffic.name] = law if keys is None else resolve_acceptance(keys, scenario.draft)[0]
+        if keys is not None:
+            classes[traffic.name] = resolve_acceptance(keys, scenario.draft)[0]
+        elif scenario.acceptance.calibration is not None:
+            path = scenario.acceptance.calibration
+            classes[traffic.name] = law_of_calibration(path, scenario.draft, traffic.name)[0]
+        else:
+            classes[traffic.name] = law
     return Resolved(
         deployment=deployment, law=law, acceptance_source=source_text,
         source=resolve_cost_source(scenario, deployment), class_laws=classes,
@@ -177,8 +183,9 @@ def _in_tree(law: Law, draft: DraftKeys) -> Law:
     return tree_law(law.alpha, steps=tree.steps, topk=tree.topk, nodes=tree.nodes)
 
 
-def law_of_calibration(path: str, draft: DraftKeys) -> tuple[Law, str]:
-    """The law of a calibration file with its errors and its measured range.
+def law_of_calibration(path: str, draft: DraftKeys, domain: str = "") -> tuple[Law, str]:
+    """The law of a calibration file with its errors and its measured range. Where the file
+    has a law for `domain` (a traffic class bears the name), that one.
 
     Raises:
         CalibrationError: if the file is not valid, or holds no acceptance.
@@ -192,11 +199,13 @@ def law_of_calibration(path: str, draft: DraftKeys) -> tuple[Law, str]:
         raise CalibrationError(
             f"{path}: holds no acceptance, only costs; fit a log or bench file that has some"
         )
+    fit = fit.by_domain.get(domain, fit)
     inner = law_of_keys(*fit.source, draft, where=f"{path}: acceptance")
     measured = calibration.range.num_draft_tokens
     law = Calibrated(
         inner, length_errors=fit.length_errors,
         measured_to=None if measured is None else max(1, int(measured[1])),
+        context_range=calibration.range.context,
     )  # fmt: skip
     tokens = "" if fit.num_tokens is None else f", {fit.num_tokens:,} tokens"
     made_of = ", ".join(dict.fromkeys(s.format for s in calibration.sources))
