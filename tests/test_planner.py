@@ -70,10 +70,9 @@ def changed(data: dict[str, Any], *assignments: str) -> Scenario:
 @pytest.mark.parametrize("name", SERVICES)
 def test_every_service_is_decided_within_a_minute(name: str) -> None:
     """The defaults of the command: closed form over everything, simulator on the front."""
-    start = time.perf_counter()
+    start = time.process_time()  # one process: other work on the machine does not count
     decided = plan(Scenario.from_dict(SERVICES[name]))
-    seconds = time.perf_counter() - start
-    assert seconds < 60
+    assert time.process_time() - start < 60
     assert decided.chosen.simulated is not None
     assert decided.chosen.objective > 0
     assert [a.question for a in decided.answers] == list(QUESTIONS)
@@ -200,17 +199,24 @@ def test_gpu_types_compete_by_price() -> None:
     decided = plan(changed(SMALL), gpus=["h100-sxm", "l40s"], max_gpus=4, simulate=False)
     assert set(decided.table["gpu"]) == {"h100-sxm-80gb", "l40s-48gb"}
     assert "USD" in decided.objective
-    budget = plan(changed(SMALL), gpus=["l40s"], budget_usd_per_h=2.2, simulate=False)
+    busy = changed(SMALL, "workload.arrivals.rate_per_s=50")
+    budget = plan(busy, gpus=["l40s"], budget_usd_per_h=2.2, simulate=False)
     assert budget.chosen.candidate.total_gpus == 2  # at about 1.05 USD/h each
 
 
 def test_more_gpus_than_needed_are_not_asked_for() -> None:
-    """With any number of GPUs, as many replicas as the demand needs."""
+    """Limits are limits: as many replicas as the demand needs; the scenario's own GPUs are
+    all used."""
     decided = plan(changed(SMALL, "workload.arrivals.rate_per_s=100"), max_gpus=None,
                    budget_usd_per_h=1e6, simulate=False)  # fmt: skip
     chosen = decided.chosen.candidate
     assert chosen.capacity is not None
     assert chosen.replicas * chosen.capacity.rate_per_s >= 100
+    assert (chosen.replicas - 2) * chosen.capacity.rate_per_s < 100 / 0.8
+    many = plan(changed(SMALL), max_gpus=64, simulate=False).chosen.candidate
+    assert many.total_gpus < 8
+    own = plan(changed(SMALL, "hardware.replicas=6"), simulate=False).chosen.candidate
+    assert own.total_gpus == 6
 
 
 def test_a_closed_loop_and_no_slo_rank_by_speed() -> None:

@@ -320,3 +320,12 @@ def test_the_shift_of_a_law_is_its_own_interval() -> None:
     for z, alpha in ((1.96, 0.7 + 1.96 * 0.05), (-1.96, 0.7 - 1.96 * 0.05)):
         part = components(problem, {name: law}, (4,), shift=z)[0]
         assert part.tau[0] == pytest.approx(Iid(alpha).acceptance_length(4), rel=1e-9)
+
+
+def test_the_page_states_the_fitted_slope() -> None:
+    from pathlib import Path
+
+    page = (Path(__file__).parents[1] / "docs" / "plan.md").read_text(encoding="utf-8")
+    model = published_model()
+    assert f"{model.num_pairs} published pairs" in page
+    assert f"slope {model.slope:.3f} ± {model.slope_error:.3f}" in page

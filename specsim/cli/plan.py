@@ -34,7 +34,7 @@ def command(
         str | None, typer.Option(help="GPU types to choose from, comma-separated.")
     ] = None,
     gpus: Annotated[
-        str | None, typer.Option(help="How many GPUs there are (the scenario's), or any.")
+        str | None, typer.Option(help="At most so many GPUs, or any; else all the scenario's.")
     ] = None,
     budget: Annotated[float | None, typer.Option(help="Instead: USD per hour.")] = None,
     draft: Annotated[
@@ -70,7 +70,7 @@ def command(
     described = described.with_set(set_ or [])
     check_outputs(html, plot, save, probe)
     steps = None if measured is None else measured_steps(measured)
-    most = max_gpus(described, gpus, budget)
+    most = max_gpus(gpus)
     try:
         decided = plan(
             described, gpus=_listed("--gpu", gpu), max_gpus=most, budget_usd_per_h=budget,
@@ -106,15 +106,14 @@ def command(
         warn(caveat.code, caveat.message)
 
 
-def max_gpus(scenario: Scenario, text: str | None, budget: float | None) -> int | None:
-    """`--gpus N` or `any`; None leaves it to the budget or to the demand.
+def max_gpus(text: str | None) -> int | None:
+    """`--gpus N` or `any`; None leaves it to the budget or to the scenario.
 
     Raises:
         ScenarioError: for anything else.
     """
     if text is None:
-        hardware = scenario.hardware
-        return None if budget is not None else hardware.tensor_parallel * hardware.replicas
+        return None
     if text == "any":
         return 1_000_000
     if not text.isdigit() or int(text) < 1:

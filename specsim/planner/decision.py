@@ -203,8 +203,9 @@ def plan(
             Its draft and acceptance are the measured ones; other drafts get estimates.
         gpus: GPU types to choose from (the scenario's). Several with known prices compete
             per dollar.
-        max_gpus: how many GPUs (tensor_parallel × replicas of the scenario);
-            `budget_usd_per_h` limits their price instead.
+        max_gpus: at most so many GPUs, as few as the demand needs; `budget_usd_per_h`
+            limits their price instead. Without either, all of the scenario's are used
+            (tensor_parallel × replicas).
         drafts: narrows the drafts: names or methods. None means all that go with the target.
         attained: share of every class's requests that must meet its SLO.
         simulate: replay the best plans in the simulator; otherwise the closed form decides.

@@ -80,7 +80,8 @@ class Problem:
     """Everything a search needs to know.
 
     `rate_per_s` is the demand in requests per second (None for a closed loop, which has
-    `concurrency`); `max_gpus` None means as many as it takes; `drafts` None means every
+    `concurrency`); `max_gpus` None means as many as it takes, and with `use_all` all of them
+    are used, needed or not (the scenario's own); `drafts` None means every
     draft that goes with the target; `attained` is the share of each class's requests that
     must meet its SLO.
     """
@@ -91,6 +92,7 @@ class Problem:
     concurrency: int | None
     gpus: tuple[str, ...]
     max_gpus: int | None
+    use_all: bool
     budget_usd_per_h: float | None
     drafts: tuple[str, ...] | None
     draft_tokens: tuple[int, ...]
@@ -136,8 +138,8 @@ def make_problem(
     budget_usd_per_h: float | None = None, drafts: Iterable[str] | None = None,
     attained: float = DEFAULT_ATTAINED,
 ) -> Problem:  # fmt: skip
-    """Read a scenario as a planning problem. Without `max_gpus` and a budget, the number of
-    GPUs is the scenario's: tensor_parallel × replicas.
+    """Read a scenario as a planning problem. `max_gpus` and the budget are limits; without
+    either, the GPUs are the scenario's, tensor_parallel × replicas, and all are used.
 
     Raises:
         ScenarioError: for an impossible limit, naming it.
@@ -160,7 +162,8 @@ def make_problem(
                 f"budget = {budget_usd_per_h:g} USD/h: below the price of one GPU, "
                 f"{cheapest:g} USD/h"
             )
-    elif max_gpus is None:
+    use_all = max_gpus is None and budget_usd_per_h is None
+    if use_all:
         max_gpus = scenario.hardware.tensor_parallel * scenario.hardware.replicas
     given = None if drafts is None else tuple(drafts)
     if given is not None and not given:
@@ -169,8 +172,9 @@ def make_problem(
     return Problem(
         scenario=scenario, classes=traffic(scenario), rate_per_s=_rate(scenario),
         concurrency=arrivals.concurrency if arrivals.process == "closed" else None,
-        gpus=tuple(g.name for g in specs), max_gpus=max_gpus, budget_usd_per_h=budget_usd_per_h,
-        drafts=given, draft_tokens=_draft_tokens(scenario), attained=attained,
+        gpus=tuple(g.name for g in specs), max_gpus=max_gpus, use_all=use_all,
+        budget_usd_per_h=budget_usd_per_h, drafts=given,
+        draft_tokens=_draft_tokens(scenario), attained=attained,
     )  # fmt: skip
 
 

@@ -35,6 +35,9 @@ from specsim.scenario.resolve import resolve_cost_source, resolve_deployment
 #: Batch limits (max_num_seqs) that are tried; the scenario's own joins them.
 BATCH_LIMITS = (64, 256, 512)
 TENSOR_PARALLEL = (1, 2, 4, 8)
+#: Share of a replica's closed-form capacity that is counted on: the simulator finds 5 to
+#: 20 % less (queues and bursts).
+MARGIN = 0.8
 #: Plans that are handed to the simulator.
 MAX_FRONT = 6
 
@@ -276,13 +279,17 @@ def objective_name(problem: Problem) -> str:
 
 
 def replicas_of(problem: Problem, deployment: Deployment, rate_per_s: float | None) -> int:
-    """All that the GPUs allow; without a limit, as many as the demand needs."""
+    """As many as the demand needs with a margin, within the limit; all of the scenario's
+    own GPUs."""
     most = gpu_budget(problem, deployment.gpu.name)
-    if most is not None:
-        return max(1, most // deployment.num_gpus)
+    limit = None if most is None else max(1, most // deployment.num_gpus)
+    if problem.use_all and limit is not None:
+        return limit
     if problem.rate_per_s is None or not rate_per_s:
-        return problem.scenario.hardware.replicas
-    return max(1, math.ceil(problem.rate_per_s / rate_per_s))
+        wanted = problem.scenario.hardware.replicas
+    else:
+        wanted = max(1, math.ceil(problem.rate_per_s / (MARGIN * rate_per_s)))
+    return wanted if limit is None else min(wanted, limit)
 
 
 def front(found: Found) -> list[Candidate]:

@@ -13,12 +13,16 @@ import numpy as np
 from specsim.metrics import meets
 from specsim.planner.candidate import Candidate, scenario_of
 from specsim.planner.problem import Problem
+from specsim.planner.service import steps_per_request
 from specsim.scenario.document import Scenario
 from specsim.simulator.result import Result
 from specsim.simulator.run import simulate
 
 #: Requests of one run: enough for a share of 90 % to be known within about 2 %.
 NUM_REQUESTS = 800
+#: Where few sequences share a step (long contexts) a request costs many of them: at most so
+#: many steps a run, but never fewer than so many requests.
+MAX_STEPS, FEWEST_REQUESTS = 30_000, 250
 #: The first requests meet an empty replica and are not counted.
 WARMUP_SHARE = 0.15
 #: First step of the search for the capacity, and how finely it ends.
@@ -57,6 +61,7 @@ class Simulated:
 def simulated(problem: Problem, found: Candidate, num_requests: int = NUM_REQUESTS) -> Simulated:
     """Run a candidate at the demanded load and, with an SLO, up to its capacity."""
     scenario = scenario_of(problem, found)
+    num_requests = affordable(problem, found, num_requests)
     demand_rate = None if problem.rate_per_s is None else problem.rate_per_s / found.replicas
     demand = serve(problem, scenario, demand_rate, num_requests, found.replicas)
     if not problem.has_slo or found.capacity is None or problem.rate_per_s is None:
@@ -80,6 +85,14 @@ def simulated(problem: Problem, found: Candidate, num_requests: int = NUM_REQUES
                 break
             rate = float(np.sqrt(low * high))
     return _edge(problem, demand, good, bad, runs)
+
+
+def affordable(problem: Problem, found: Candidate, num_requests: int) -> int:
+    """`num_requests`, or fewer if they would take more than MAX_STEPS."""
+    batch = max((found.capacity or found.demand).batch, 1.0)
+    k = found.k_at(batch)
+    each = float(steps_per_request(problem, list(found.parts))[found.model.draft_tokens.index(k)])
+    return min(num_requests, max(FEWEST_REQUESTS, int(MAX_STEPS * batch / max(each, 1.0))))
 
 
 def _edge(
