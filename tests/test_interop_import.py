@@ -31,6 +31,7 @@ EXPECTED: dict[str, tuple[str, dict[int, tuple[float, float, bool]]]] = {
     "vllm_ngram_2025.log": ("vllm-log", {4: (645, 1855, True)}),
     "vllm_v0.log": ("vllm-log", {4: (2000, 3530, False)}),
     "vllm_metrics.prom": ("vllm-metrics", {2: (30_000, 35_000, True)}),
+    "vllm_v0_metrics.prom": ("vllm-metrics", {4: (2000, 4000, False)}),
     "vllm_bench.json": ("vllm-bench", {4: (5000, 9000, True)}),
     "vllm_bench.txt": ("vllm-bench", {2: (2000, 3200, True), 5: (2000, 5800, True)}),
     "vllm_requests.jsonl": ("vllm-requests", {4: (1200, 2169, True)}),
@@ -42,6 +43,9 @@ EXPECTED: dict[str, tuple[str, dict[int, tuple[float, float, bool]]]] = {
     "sglang_server_info.json": ("sglang-info", {}),
     "sglang_bench.jsonl": ("sglang-bench", {}),
     "llamacpp.log": ("llamacpp-log", {3: (780, 1309, True)}),
+    "llamacpp_2025.log": ("llamacpp-log", {4: (300, 530, False)}),
+    "sglang_server_info_nested.json": ("sglang-info", {}),
+    "sglang_metrics_steps.prom": ("sglang-metrics", {}),
     "inference_perf.json": ("inference-perf", {}),
     "inference_perf_requests.json": ("inference-perf", {}),
     "guidellm.json": ("guidellm", {}),
@@ -106,6 +110,18 @@ def test_sglang_meanings_of_accept_rate_are_told_apart() -> None:
                 rate = length / (k + 1) if name == "old" else (length - 1) / k
                 rates.add(float(length), round(float(rate), 2))
             assert rates.best() == (name, k, True)
+
+
+def test_k_is_found_where_servers_put_it() -> None:
+    expected = {
+        "sglang_server_info.json": (2.75, 3), "sglang_server_info_nested.json": (2.5, 3),
+        "sglang_metrics.prom": (2.5, 3), "sglang_metrics_steps.prom": (2.5, 5),
+    }  # fmt: skip
+    for name, (length, k) in expected.items():
+        (found,) = read(name).lengths
+        assert (found.acceptance_length, found.num_draft_tokens) == (length, k)
+    for name in ("vllm_v0_metrics.prom", "llamacpp_2025.log"):
+        assert "k-from-counts" in codes(read(name))
 
 
 def test_inference_perf_time_per_token_is_recomputed() -> None:

@@ -144,7 +144,7 @@ def read_aiperf(path: Path, progress: Progress | None = None) -> Imported:
     document = section(parse_json(read_document(path), str(path)), str(path), "export")
     found = {key: _metric(document, key, str(path)) for key in document}
     length = next((v for k, v in found.items() if v is not None and "accept" in k and
-                   "length" in k), None)  # fmt: skip
+                   "len" in k), None)  # fmt: skip
     itl = found.get("inter_token_latency") or found.get("inter_chunk_latency")
     chunk = found.get("inter_chunk_latency")
     lengths: tuple[MeanLength, ...] = ()

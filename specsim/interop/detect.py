@@ -151,7 +151,8 @@ def of_value(value: Any) -> str | None:
         return RECORDS
     if "accepted_runs" in keys or any(k.startswith("acc_") for k in keys):
         return RUNS
-    if isinstance(value.get("metrics"), Mapping) and "speculative_decoding" in value["metrics"]:
+    metrics = value.get("metrics", value)
+    if isinstance(metrics, Mapping) and "speculative_decoding" in metrics:
         return vllm_requests.FORMAT
     if {"start_time", "end_time", "info"} <= keys:
         return client_bench.INFERENCE_PERF  # one request of the per-request report

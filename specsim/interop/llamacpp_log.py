@@ -7,6 +7,7 @@ than --spec-draft-n-max (p-min, end of text).
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def read(path: Path, progress: Progress | None = None) -> Imported:
                 f"{path}: no line with 'draft acceptance =' or 'eval time ='; expected the log of "
                 "llama-server"
             )
-        notes.add("no-speculation", f"{path}: {evals} timings but no draft acceptance line")
+        notes.add("no-speculation", f"{path}: {evals} timings, no usable line of drafts")
     return Imported(
         file=str(path), format=FORMAT, tallies=tuple(tallies.values()), steps=times.result(),
         context=(contexts[0], contexts[1]) if contexts else None, notes=notes.result(),
@@ -91,9 +92,7 @@ def _add(
     positions = _POSITIONS.search(line)
     length = _LENGTH.search(line)
     if positions is None or length is None:
-        # older builds print the rate alone: the number of drafts is not known
-        notes.add("unknown-k", f"{where}: no rates per position, so K is not known; left out")
-        return 0, 0.0
+        return _without_positions(tallies, accepted, generated, where, notes, emitted)
     texts = [t.strip() for t in positions[1].split(",") if t.strip()]
     survival = check_survival(texts[:MAX_POSITIONS], where)  # type: ignore[arg-type]
     k = len(survival)
@@ -113,3 +112,24 @@ def _add(
         emitted=emitted,
     )  # fmt: skip
     return k, float(steps)
+
+
+def _without_positions(
+    tallies: TallyByK, accepted: float, generated: float, where: str, notes: Notes,
+    emitted: float | None,
+) -> tuple[int, float]:  # fmt: skip
+    """Builds before 2026 print the rate alone: a step emits what it accepts and one more, so
+    the tokens of the eval line tell the number of steps, and with it K."""
+    if emitted is None or emitted <= accepted:
+        notes.add("unknown-k", f"{where}: neither rates per position nor eval tokens; left out")
+        return 0, 0.0
+    steps = emitted - accepted
+    k = math.ceil(generated / steps - 0.01)
+    if not 1 <= k <= MAX_POSITIONS or accepted > k * steps:
+        notes.add("unknown-k", f"{where}: {generated:g} drafted in {steps:g} steps; left out")
+        return 0, 0.0
+    notes.add("k-from-counts", f"{where}: K = {k} follows from drafted tokens and steps")
+    tally = tallies.of(k)
+    tally.by_request = True
+    tally.add(steps=steps, drafted=generated, accepted=accepted, emitted=emitted)
+    return k, steps

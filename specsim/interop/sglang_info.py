@@ -19,6 +19,7 @@ from specsim.interop.sglang_log import RateMeaning
 FORMAT = "sglang-info"
 _SERVER = "avg_spec_accept_length"
 _STEPS = "spec_verify_ct"
+_TOKENS = "speculative_num_draft_tokens"
 _PAIR = re.compile(r'"([a-z_]+)"\s*:\s*(-?[\d.eE+-]+|\[[\d\s,.]*\])')
 
 
@@ -53,17 +54,19 @@ def _objects(path: Path, progress: Progress | None) -> Iterator[tuple[str, Mappi
         yield str(path), pairs
 
 
-def bearing(value: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
-    """Objects inside `value` that have `spec_verify_ct` or `avg_spec_accept_length`."""
+def bearing(value: Any, known: Any = None, depth: int = 0) -> Iterator[Mapping[str, Any]]:
+    """Objects inside `value` that have `spec_verify_ct` or `avg_spec_accept_length`, with the
+    server's K, which `/server_info` has further up (`known`)."""
     if isinstance(value, Mapping):
+        known = value.get(_TOKENS, known)
         if _STEPS in value or _SERVER in value:
-            yield value
+            yield {**value, _TOKENS: known}
             return
         value = list(value.values())
     if isinstance(value, list) and depth < 12:
         for item in value:
             if isinstance(item, (Mapping, list)):
-                yield from bearing(item, depth + 1)
+                yield from bearing(item, known, depth + 1)
 
 
 class _Reader:
@@ -76,10 +79,9 @@ class _Reader:
     def add(self, values: Mapping[str, Any], where: str) -> None:
         if values.get(_SERVER) is not None and _STEPS not in values:
             length = number(values[_SERVER], where, _SERVER, low=1.0, high=MAX_POSITIONS + 1)
-            key = "speculative_num_draft_tokens"
             known = None
-            if values.get(key) is not None:
-                known = int(number(values[key], where, key, low=2, high=MAX_POSITIONS + 1)) - 1
+            if (tokens := values.get(_TOKENS)) is not None:  # the root counts
+                known = int(number(tokens, where, _TOKENS, low=2, high=MAX_POSITIONS + 1)) - 1
             self.lengths.append(MeanLength(acceptance_length=length, num_draft_tokens=known))
             self.notes.add(
                 "no-token-count",

@@ -11,7 +11,10 @@ from specsim.interop.reading import Progress, number, read_lines
 from specsim.interop.sglang_log import RateMeaning
 
 FORMAT = "sglang-metrics"
-_LINE = re.compile(r"^sglang:(spec_accept_length|spec_accept_rate)(?:\{.*\})?\s+(\S+)")
+_GAUGES = ("spec_accept_length", "spec_accept_rate", "spec_num_steps")
+_LINE = re.compile(
+    r"^sglang:(spec_accept_length|spec_accept_rate|spec_num_steps)(?:\{.*\})?\s+(\S+)"
+)
 
 
 def read(path: Path, progress: Progress | None = None) -> Imported:
@@ -20,7 +23,7 @@ def read(path: Path, progress: Progress | None = None) -> Imported:
     Raises:
         RecordError: where the gauges are missing or impossible.
     """
-    found: dict[str, list[float]] = {"spec_accept_length": [], "spec_accept_rate": []}
+    found: dict[str, list[float]] = {name: [] for name in _GAUGES}
     for line_number, line in read_lines(path, progress):
         if match := _LINE.match(line):
             high = 1.0 if match[1].endswith("rate") else MAX_POSITIONS + 1.0
@@ -34,7 +37,12 @@ def read(path: Path, progress: Progress | None = None) -> Imported:
         )
     length, k = sum(lengths) / len(lengths), None
     notes = Notes()
-    if rates := [x for x in found["spec_accept_rate"] if x > 0]:
+    steps = {round(x) for x in found["spec_num_steps"] if x >= 1}
+    if len(steps) == 1:
+        k = steps.pop()
+        if length > k + 1:
+            raise RecordError(f"{path}: spec_accept_length = {length:g}: expected <= {k + 1}")
+    elif rates := [x for x in found["spec_accept_rate"] if x > 0]:
         meaning = RateMeaning()
         meaning.add(length, sum(rates) / len(rates), rounding=0.0005)
         name, best, agrees = meaning.best()

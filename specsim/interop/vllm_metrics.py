@@ -23,7 +23,9 @@ DRAFTS, DRAFTED = "spec_decode_num_drafts", "spec_decode_num_draft_tokens"
 ACCEPTED, BY_POSITION = "spec_decode_num_accepted_tokens", "spec_decode_num_accepted_tokens_per_pos"
 GENERATED, SUCCESSES = "generation_tokens", "request_success"
 _ITL = ("inter_token_latency_seconds_sum", "inter_token_latency_seconds_count")
-_WANTED = {DRAFTS, DRAFTED, ACCEPTED, BY_POSITION, GENERATED, SUCCESSES, *_ITL}
+#: V0's: emitted tokens, and the gauge of emitted over the most that could have been.
+EMITTED, EFFICIENCY = "spec_decode_num_emitted_tokens", "spec_decode_efficiency"
+_WANTED = {EMITTED, EFFICIENCY, DRAFTS, DRAFTED, ACCEPTED, BY_POSITION, GENERATED, SUCCESSES, *_ITL}
 #: More series than any server has: a file that is not what it seems.
 MAX_SERIES = 20_000
 
@@ -80,7 +82,7 @@ def _series(
         elif len(values) >= MAX_SERIES:
             raise RecordError(f"{path}: more than {MAX_SERIES} series; expected one server's")
         values[key] = value
-    spec = {DRAFTS, DRAFTED, ACCEPTED, BY_POSITION}
+    spec = {DRAFTS, DRAFTED, ACCEPTED, BY_POSITION, EMITTED}
     return (values if any(name in spec for name, _ in values) else {}), foreign, seen
 
 
@@ -99,6 +101,8 @@ def _imported(path: Path, series: dict[tuple[str, Labels], float], notes: Notes)
             by_position[int(position)] = by_position.get(int(position), 0.0) + value
         else:
             total[name] = total.get(name, 0.0) + value
+    if DRAFTS not in total and {EMITTED, EFFICIENCY, DRAFTED} <= set(total):
+        return _of_v0(path, total, notes)
     for name in (DRAFTS, DRAFTED, ACCEPTED):
         if name not in total:
             raise RecordError(f"{path}: series {PREFIX}{name}_total is missing")
@@ -132,6 +136,24 @@ def _imported(path: Path, series: dict[tuple[str, Labels], float], notes: Notes)
         file=str(path), format=FORMAT, tallies=(tally,), steps=times.result(),
         notes=notes.result(),
     )  # fmt: skip
+
+
+def _of_v0(path: Path, total: dict[str, float], notes: Notes) -> Imported:
+    """V0 has no count of drafts: efficiency = emitted/((K + 1) · steps) and drafted = K · steps
+    give K/(K + 1) = drafted · efficiency/emitted."""
+    emitted, drafted = total[EMITTED], total[DRAFTED]
+    share = number(total[EFFICIENCY], str(path), EFFICIENCY, high=1.0) * drafted
+    share = share / emitted if emitted > 0 else 1.0
+    k = round(share / (1 - share)) if 0 < share < 1 else 0
+    if not 1 <= k <= MAX_POSITIONS or not drafted / k <= emitted <= drafted / k * (k + 1.05):
+        raise RecordError(
+            f"{path}: {drafted:g} draft and {emitted:g} emitted tokens at efficiency "
+            f"{total[EFFICIENCY]:g}: expected emitted = efficiency · (K + 1) · draft/K for some K"
+        )
+    notes.add("k-from-counts", f"{path}: K = {k} follows from V0's system efficiency")
+    tally, steps = Tally(k), drafted / k
+    tally.add(steps=steps, drafted=drafted, accepted=min(emitted - steps, drafted), emitted=emitted)
+    return Imported(file=str(path), format=FORMAT, tallies=(tally,), notes=notes.result())
 
 
 def _at_least(

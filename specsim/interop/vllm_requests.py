@@ -53,7 +53,8 @@ def responses(path: Path, progress: Progress | None = None) -> Iterator[tuple[st
 
 
 def _add(response: Any, where: str, tallies: TallyByK, notes: Notes) -> None:
-    metrics = section(response, where, "response").get("metrics")
+    response = section(response, where, "response")
+    metrics = response.get("metrics", response)
     if not isinstance(metrics, Mapping) or not metrics.get("speculative_decoding"):
         notes.add("incomplete-lines", f"{where} has no metrics.speculative_decoding; left out")
         return
