@@ -7,11 +7,14 @@ import io
 import json
 import re
 import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from specsim import catalogue
 from specsim.acceptance.calibrated import Calibrated
@@ -30,7 +33,7 @@ from specsim.cli.main import run as run_command
 from specsim.cost.table import Grid, Table, grid_of_rows, table_of_calibration
 from specsim.cost.work import Work
 from specsim.deployment import PlacedModel
-from specsim.errors import CalibrationError, ScenarioError
+from specsim.errors import CalibrationError, ScenarioError, SpecsimError
 from specsim.scenario import Scenario
 
 FIXTURES = Path(__file__).parent / "fixtures" / "interop"
@@ -292,3 +295,31 @@ def test_errors_of_the_command(arguments: list[str], message: str) -> None:
     assert result.stderr.startswith("Error: ")
     assert result.stderr.count("\n") == 1
     assert re.search(message, result.stderr)
+
+
+@given(
+    at=st.floats(0, 1),
+    kind=st.sampled_from(["cut", "insert", "number"]),
+    what=st.sampled_from(["nan", "-1", "1e400", "[]", "{}", "null", "yes", "\t", ": ", "- ", "0"]),
+)
+def test_damaged_files_are_refused_or_read(at: float, kind: str, what: str) -> None:
+    text = calibration().to_yaml()
+    place = int(at * (len(text) - 1))
+    if kind == "cut":
+        text = text[:place]
+    elif kind == "insert":
+        text = text[:place] + what + text[place:]
+    else:
+        found = list(re.finditer(r"[\d.e-]+", text))
+        match = found[int(at * (len(found) - 1))]
+        text = text[: match.start()] + what + text[match.end() :]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "c.yaml"
+        path.write_text(text, encoding="utf-8")
+        with contextlib.suppress(CalibrationError):
+            read = load(path)
+            assert Calibration.model_validate(read.to_dict()) == read
+            with contextlib.suppress(SpecsimError):
+                Scenario.from_dict({"acceptance": {"calibration": str(path)}}).resolve()
+            with contextlib.suppress(SpecsimError):
+                table_of_calibration(read, str(path)).forward_time(placed(), 2, 3, 500)
