@@ -95,6 +95,9 @@ def test_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     spans = [e for e in events if e["ph"] == "X"]
     assert {e["cat"] for e in spans} == {"draft", "pass", "host"}
     assert all(e["dur"] > 0 and e["ts"] >= 0 for e in spans)
+    # draft, pass and host of a step follow each other, and so do the steps
+    everything = sorted((e["ts"], e["ts"] + e["dur"]) for e in spans)
+    assert all(b[0] >= a[1] - 1e-3 for a, b in pairwise(everything))
     passes = sorted((e["ts"], e["ts"] + e["dur"]) for e in spans if e["cat"] == "pass")
     assert all(b[0] >= a[1] - 1e-3 for a, b in pairwise(passes))
     assert figure.read_text(encoding="utf-8").lstrip().startswith("<?xml")
@@ -122,6 +125,9 @@ def test_off_is_method_none_byte_for_byte() -> None:
     first = off.requests.to_csv()
     assert none.requests.to_csv() == first
     assert other.requests.to_csv() == first
+    # nothing of the drafter is loaded: the KV cache has all the room
+    assert off.cluster.setup.limits == none.cluster.setup.limits
+    assert off.cluster.setup.deployment.draft.method == "none"
     assert off.summary().acceptance_length == 1.0
     assert off.summary().utilisation["draft"] == 0
 

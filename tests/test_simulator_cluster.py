@@ -215,3 +215,26 @@ def test_split_keeps_prompts_out_of_the_way() -> None:
     together_s, split_s = (stays(s)[0] for s in (base, split))
     assert together_s > 2.0
     assert split_s == pytest.approx(0.010 + 10 * 131_072 / 1e12 + 29 * 0.001)
+
+
+def test_time_of_a_mixed_step_is_split_by_tokens() -> None:
+    """One sequence decodes while a prompt of 9 tokens comes in: 1 of 10 tokens is its own.
+    Every step takes 1 ms a token, so the shares are the tokens."""
+    base = queue([0.0, 0.0015], [1, 9], limits=replace(ONE_BY_ONE, max_num_seqs=4))
+    base = replace(base, requests=replace(base.requests, output_tokens=np.array([5, 1])))
+    timer = run(base).replicas[0].timer
+    assert timer.prefill_s == pytest.approx(0.010)
+    assert timer.verify_s == pytest.approx(0.004)
+
+
+def test_drafter_computes_prompts_only_where_it_is_loaded() -> None:
+    """A deployment with a drafter: policy off does not pay for its pass over prompts."""
+    from simulator_setups import deployment
+
+    from specsim.simulator.speculation import Policy
+
+    placed = deployment(3)
+    off = run(setup(placed=placed, policy=Policy(kind="off"), count=1, rate=None))
+    loaded = run(setup(placed=placed, policy=Policy(num_draft_tokens=3), count=1, rate=None))
+    assert off.ledger.first_s[0] < loaded.ledger.first_s[0]
+    assert off.ledger.first_s[0] == run(setup(count=1, rate=None)).ledger.first_s[0]

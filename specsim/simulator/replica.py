@@ -68,6 +68,7 @@ class Replica:
         self.entered: dict[int, int] = {}  # step → those of them that came from elsewhere
         self.occupancy_s = 0.0  # integral of the KV blocks in use
         self.preemptions = 0
+        self._fresh: list[Request] = []  # let in for the step that runs
         self._on_finish = on_finish
         self._on_prefilled = on_prefilled
         self._log = log
@@ -153,6 +154,7 @@ class Replica:
                 if growth > self.pool.free:
                     preempted = True
                     growth = self._make_room(k)
+                    k = timer.choose_k(0)  # of those that are left
                 self.pool.take(growth)
         load, num_drafted = timer.decode_load(k)
         filled = None
@@ -174,8 +176,8 @@ class Replica:
         while self.arriving and self.prompts.may_enter(self.arriving[0], self.num_running()):
             request = self.arriving.popleft()
             self.prompts.take_seat(request)
-            step = request.first_step = len(self.step_end_s)
-            self.entered[step] = self.entered.get(step, 0) + 1
+            request.first_step = len(self.step_end_s)
+            self._fresh.append(request)
             request.has_prompt_chunk = False
             self._running[request.id] = request
             self.batch.join(request)
@@ -187,6 +189,9 @@ class Replica:
         self.step_end_s.append(now)
         self.decoding.append(self.batch.count)
         self.occupancy_s += seconds * self.pool.used
+        if self._fresh:  # (one that was preempted at once is not among the running)
+            self.entered[step] = sum(request.id in self._running for request in self._fresh)
+            self._fresh.clear()
         finished = self.batch.advance(k)
         self.timer.observe(k)
         for request in finished:
@@ -271,6 +276,7 @@ class Replica:
         held = sorted([*self.waiting, *self.arriving], key=lambda request: request.id)
         self.waiting.clear()
         self.arriving.clear()
+        self._fresh.clear()
         self._tokens_in = 0
         self.pool.clear()  # what the lost step had reserved, and every cached prefix
         return held
