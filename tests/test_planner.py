@@ -188,6 +188,21 @@ def test_trees_where_the_engine_verifies_trees() -> None:
     assert len(row) == 2
 
 
+@pytest.mark.parametrize(
+    ("engine", "kinds"),
+    [("sglang", {"adaptive"}), ("ideal", {"goodput", "per-request"}), ("vllm", set())],
+)
+def test_an_engines_own_policies_are_simulated(engine: str, kinds: set[str]) -> None:
+    decided = plan(changed(SMALL, f"engine.runtime={engine}"), drafts=["llama-3.2-1b"],
+                   num_requests=100)  # fmt: skip
+    own = {r.candidate.policy.kind: r for r in decided.ranked}
+    assert set(own) - {"off", "fixed", "batch-schedule"} == kinds
+    for kind in kinds:
+        assert own[kind].simulated is not None
+        scenario = own[kind].to_dict(decided.problem)["scenario"]
+        assert scenario["speculation"]["policy"] == kind
+
+
 def test_the_front_holds_the_baseline_and_the_measured_draft(built_in: Plan) -> None:
     plans = front(search(built_in.problem))
     assert plans[-1].option is None

@@ -214,12 +214,14 @@ def print_probe(points: Any) -> None:
 
 def print_settled(after: Any) -> None:
     """What the measurements make of the plan."""
+    from specsim.planner.probe import MAX_BATCH
+
     rows = ", ".join(f"batch {a}-{b}: K={k}" for a, b, k in after.schedule)
     print(f"\nAfter {after.num_points} measured points: {rows}")
     print(f"  K = {after.num_draft_tokens} at the demanded load; regret {after.regret:.1%} "
           f"({after.regret_low:.1%} to {after.regret_high:.1%})")  # fmt: skip
-    print(f"  pays up to batch {after.crossover} "
-          f"({after.crossover_low} to {after.crossover_high})")  # fmt: skip
+    edge = f"{after.crossover_low} to {after.crossover_high}"
+    print(f"  pays up to batch {after.crossover} ({edge}; looked at up to {MAX_BATCH})")
 
 
 def measured_steps(path: Path) -> tuple[Any, ...]:

@@ -139,6 +139,8 @@ def scenario_of(problem: Problem, found: Candidate) -> Scenario:
     speculation.pop("schedule", None)
     if found.policy.kind == "batch-schedule":
         speculation["schedule"] = found.schedule()
+    if found.policy.kind == "adaptive":
+        speculation["candidate_steps"] = sorted({k for _, _, k in found.schedule() if k} | {1})
     data["speculation"] = speculation
     _set_acceptance(data, found.option)
     return Scenario.from_dict(data, "plan")

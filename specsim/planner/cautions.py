@@ -36,7 +36,7 @@ def cautions(facts: Facts) -> Iterator[Caveat]:
         )
     runtime = spec.deployment.runtime
     if spec.policy.kind == "batch-schedule":
-        if runtime.engine not in ("vllm", "none"):
+        if runtime.engine not in ("vllm", "ideal"):
             yield Caveat(
                 code="schedule-not-offered",
                 message=f"{runtime.name} has no schedule by batch size; its own adaptive K comes "

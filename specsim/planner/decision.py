@@ -15,7 +15,14 @@ from specsim.planner.answers import Answer, Facts, all_answers
 from specsim.planner.candidate import Candidate, scenario_of
 from specsim.planner.cautions import cautions
 from specsim.planner.problem import BUILT_IN, DEFAULT_ATTAINED, Problem, make_problem
-from specsim.planner.search import Found, front, objective_name, rank, search
+from specsim.planner.search import (
+    Found,
+    front,
+    objective_name,
+    rank,
+    search,
+    with_own_policies,
+)
 from specsim.planner.simulated import NUM_REQUESTS, Simulated, simulated
 from specsim.planner.uncertainty import (
     Bar,
@@ -225,6 +232,8 @@ def plan(
     say("closed form over drafts, K, batch limits and parallel degrees")
     found = search(problem)
     plans = front(found)
+    if simulate:
+        plans = with_own_policies(plans)
     replays: dict[int, Simulated] = {}
     if simulate:
         for number, candidate in enumerate(plans, start=1):

@@ -34,7 +34,7 @@ MTP_DECAY = (1.0, 0.85, 0.78, 0.78)
 LARGEST_DRAFT_SHARE = 0.5
 #: Draft trees (steps, topk, nodes) that are tried where the engine verifies trees.
 TREES = ((4, 4, 12), (6, 8, 32))
-TREE_ENGINES = ("sglang", "trtllm", "none")
+TREE_ENGINES = ("sglang", "trtllm", "ideal")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -293,7 +293,7 @@ def _subject(plan: Plan) -> Candidate:
     spec = plan.facts.spec
     if spec is None:
         raise ScenarioError("probe: no draft pays at any load, so there is nothing to settle")
-    if spec.deployment.runtime.engine not in ("vllm", "none"):
+    if spec.deployment.runtime.engine not in ("vllm", "ideal"):
         raise ScenarioError(
             f"engine.runtime = {spec.deployment.runtime.name!r}: --probe vllm needs vllm"
         )

@@ -308,6 +308,24 @@ def front(found: Found) -> list[Candidate]:
     return [*(c for c in kept if c is not found.baseline), found.baseline]
 
 
+#: Policies beyond a fixed K and a schedule that an engine offers; they follow the load by
+#: themselves, so only the simulator can tell them from a schedule.
+ENGINE_POLICIES = {"sglang": ("adaptive",), "ideal": ("goodput", "per-request")}
+
+
+def with_own_policies(plans: list[Candidate]) -> list[Candidate]:
+    """The plans and, for the best that drafts a chain, the policies of its engine."""
+    best = next((c for c in plans if c.speculates and not c.deployment.draft.tree), None)
+    if best is None:
+        return plans
+    kinds = ENGINE_POLICIES.get(best.deployment.runtime.engine, ())
+    own = [
+        dataclasses.replace(best, policy=dataclasses.replace(best.policy, kind=kind))
+        for kind in kinds
+    ]
+    return [*plans[:-1], *own, plans[-1]]
+
+
 def _dominates(a: Candidate, b: Candidate) -> bool:
     better = a.objective >= b.objective and a.demand.tpot_s <= b.demand.tpot_s
     return better and (a.objective > b.objective or a.demand.tpot_s < b.demand.tpot_s)
