@@ -29,6 +29,8 @@ from reference.timing import Stopwatch
 from reference.tokenizer import Tokenizer
 from specsim.records import ForwardRecord, StepRecord
 
+LAPS = ("draft", "verify", "sample", "host")  # the parts of a step that are timed
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -108,7 +110,8 @@ def run_unit(
 
 
 def step_record(step: StepResult, index: int, unit: Unit, domain: str) -> StepRecord:
-    """A `StepResult` in the shared schema."""
+    """A `StepResult` in the shared schema, to the nanosecond (what clocks resolve)."""
+    times = {name: round(step.seconds.get(name, 0.0), 9) for name in LAPS}
     return StepRecord(
         request=step.request.name,
         step=index,
@@ -118,11 +121,11 @@ def step_record(step: StepResult, index: int, unit: Unit, domain: str) -> StepRe
         num_draft_tokens=step.num_draft_tokens,
         num_drafted=step.num_drafted,
         num_accepted=step.num_accepted,
-        draft_s=step.seconds.get("draft", 0.0),
-        verify_s=step.seconds["verify"],
-        sample_s=step.seconds["sample"],
-        host_s=step.seconds["host"],
-        overlap=step.overlap,
+        draft_s=times["draft"],
+        verify_s=times["verify"],
+        sample_s=times["sample"],
+        host_s=times["host"],
+        overlap=None if step.overlap is None else tuple(round(x, 9) for x in step.overlap),
         method=unit.method,
         domain=domain,
         temperature=unit.temperature,
