@@ -191,3 +191,12 @@ def test_exported() -> None:
 
     assert specsim.simulate is simulate
     assert deployment(0).draft.method == "none"
+
+
+def test_k_is_chosen_again_after_a_preemption() -> None:
+    """One K per sequence, and one sequence less than when they were chosen."""
+    limits = Limits(max_num_seqs=8, max_tokens=256, num_blocks=16, watermark=0.0)
+    policy = Policy(kind="per-request", num_draft_tokens=3)
+    cluster = run(setup(k=3, policy=policy, count=20, rate=None, concurrency=8, limits=limits))
+    assert cluster.replicas[0].preemptions > 0
+    assert cluster.ledger.completed == 20
