@@ -352,3 +352,17 @@ def test_ctrl_c_prints_what_is_finished(tmp_path: Path) -> None:
     got = json.loads(out)
     assert got["interrupted"] is True
     assert 0 < got["completed"] < got["requests"] == 3_000_000
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.stem)
+def test_examples_are_served(path: Path) -> None:
+    """Every example scenario loads, survives a round trip and is served."""
+    described = ss.Scenario.load(path)
+    assert ss.Scenario.from_dict(described.to_dict()) == described
+    summary = simulate(described, max_requests=300).summary()
+    assert summary.service.completed == 300
+    speculates = (
+        described.speculation.policy != "off" and described.draft.effective_method != "none"
+    )
+    assert summary.acceptance_length is not None
+    assert (summary.acceptance_length > 1) == speculates

@@ -238,3 +238,16 @@ def test_drafter_computes_prompts_only_where_it_is_loaded() -> None:
     loaded = run(setup(placed=placed, policy=Policy(num_draft_tokens=3), count=1, rate=None))
     assert off.ledger.first_s[0] < loaded.ledger.first_s[0]
     assert off.ledger.first_s[0] == run(setup(count=1, rate=None)).ledger.first_s[0]
+
+
+def test_prefix_aware_router_does_not_pile_up() -> None:
+    """Forty requests at once that share one prefix: the first nine go where it is cached,
+    then each goes to the replica with less to do."""
+    prefixes = ((1, 2),) * 41
+    given_setup = queue(
+        [0.0] + [5.0] * 40, [1500] * 41, prefixes=prefixes, unit=512, limits=CACHED, replicas=2,
+        router="prefix-aware",
+    )  # fmt: skip
+    where = run(given_setup).ledger.replica
+    assert where[:10].tolist() == [0] * 10
+    assert abs(int((where == 0).sum()) - int((where == 1).sum())) <= 9

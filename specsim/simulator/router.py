@@ -29,6 +29,10 @@ class Replica(Protocol):
         ...
 
 
+#: Outstanding requests count as uneven when the most are more than the fewest by this many
+#: and this many times. (SGLang's cache-aware router has two such thresholds.)
+UNEVEN_BY, UNEVEN_TIMES = 8, 1.5
+
 Router = Callable[[Sequence[Replica], int, tuple[int, ...]], int]
 
 
@@ -48,7 +52,13 @@ def shortest_queue(replicas: Sequence[Replica], number: int, prefix: tuple[int, 
 
 
 def prefix_aware(replicas: Sequence[Replica], number: int, prefix: tuple[int, ...]) -> int:
-    """The longest cached prefix; among equals the least loaded."""
+    """The longest cached prefix, among equals the least loaded; the least loaded of all
+    while outstanding requests are uneven (a prefix that everybody shares would otherwise
+    send everybody to the replica that saw it first)."""
+    outstanding = [replica.num_outstanding() for replica in replicas]
+    most, fewest = max(outstanding), min(outstanding)
+    if most - fewest > UNEVEN_BY and most > UNEVEN_TIMES * fewest:
+        return least_loaded(replicas, number, prefix)
     return min(
         replicas, key=lambda r: (-r.matched_units(prefix), r.outstanding_tokens(), r.index)
     ).index
