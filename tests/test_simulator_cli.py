@@ -219,6 +219,21 @@ def test_same_bytes_in_another_process(tmp_path: Path) -> None:
     assert texts[0] == texts[1] == simulate(scenario()).requests.to_csv()
 
 
+def one_run(seed: int) -> str:
+    """For a worker process."""
+    return str(simulate(scenario(seed=seed)).requests.to_csv())
+
+
+def test_same_bytes_on_any_number_of_workers() -> None:
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    expected = [one_run(seed) for seed in range(4)]
+    assert len(set(expected)) == 4
+    with ProcessPoolExecutor(max_workers=2, mp_context=get_context("spawn")) as pool:
+        assert list(pool.map(one_run, range(4))) == expected
+
+
 BAD = [
     (["--set", "workload.arrivals.rate=4"], "unknown key 'workload.arrivals.rate'"),
     (["--set", "workload.arrivals.rate_per_s=-1"], "workload.arrivals.rate_per_s = -1"),
