@@ -49,7 +49,9 @@ def draft_round(
     if draft.kv_budget is not None:
         seen = np.minimum(seen, draft.kv_budget)
     first_tokens, next_tokens = _tokens_per_pass(draft, k)
-    first: ForwardTime = _launched(deployment, model, source.forward_time(model, batch, first_tokens, seen))
+    first: ForwardTime = _launched(
+        deployment, model, source.forward_time(model, batch, first_tokens, seen)
+    )
     later_passes: Array = np.maximum(num_draft_passes(draft, k) - 1, 0)
     if not later_passes.any():
         return first * drafts

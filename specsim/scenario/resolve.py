@@ -87,9 +87,10 @@ def resolve_deployment(scenario: Scenario) -> Deployment:
         target = PlacedModel(
             spec=target_spec, weights=scenario.target.weights, kv=scenario.target.kv,
             tensor_parallel=hardware.tensor_parallel, routing=routing,
+            expert_parallel=hardware.expert_parallel,
         )  # fmt: skip
     except ValueError as error:
-        raise ScenarioError(f"hardware.tensor_parallel: {error}") from None
+        raise ScenarioError(f"hardware: {error}") from None
     return Deployment(
         target=target,
         draft=_resolve_draft(scenario.draft, target),

@@ -94,12 +94,14 @@ class DraftKeys(Section):
 
 
 class Hardware(Section):
-    """GPUs of one replica, how many replicas, and which of them gets a request. With
+    """GPUs of one replica (of which `expert_parallel` groups hold different experts), how
+    many replicas, and which of them gets a request. With
     `prefill_replicas` prompts are computed on so many more replicas, and their KV cache is
     sent on at `kv_link_bytes_per_s` per GPU (the GPU's own link when left out)."""
 
     gpu: str = "h100-sxm"
     tensor_parallel: Count = 1
+    expert_parallel: Count = 1
     replicas: Count = 1
     router: Literal["round-robin", "least-loaded", "shortest-queue", "prefix-aware"] = "round-robin"
     prefill_replicas: Annotated[int, Field(ge=0, le=10**6)] = 0
