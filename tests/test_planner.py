@@ -132,6 +132,25 @@ def test_a_useless_draft_is_not_used() -> None:
     assert decided.answers[0].answer.startswith("No")
 
 
+def test_the_odds_decide_against_a_better_mean(monkeypatch) -> None:
+    """A plan that is better on average but beats "off" in 3 of 10 draws is not chosen."""
+    monkeypatch.setattr("specsim.planner.decision._probability", lambda *a: 0.3)
+    decided = plan(Scenario.from_dict(SMALL), drafts=["llama-3.2-1b"], simulate=False)
+    assert not decided.chosen.candidate.speculates
+    assert max(decided.ranked, key=lambda r: r.objective).candidate.speculates
+    assert "do-not-speculate" in {w.code for w in decided.warnings}
+
+
+def test_a_replica_is_simulated_with_its_share_of_the_demand(built_in: Plan) -> None:
+    """Two replicas: the simulated batch of one is the closed form's, not half of it."""
+    chosen = built_in.chosen
+    assert chosen.candidate.replicas == 2
+    assert chosen.simulated is not None
+    batch = chosen.simulated.demand.mean_batch
+    assert batch == pytest.approx(chosen.candidate.demand.batch, rel=0.25)
+    assert chosen.simulated.demand.rate_per_s == 3.0
+
+
 def test_odds_follow_the_evidence() -> None:
     """The same mean acceptance, known better or worse: odds near one or nearer a half."""
     sure = plan(changed(SMALL, "acceptance.alpha=0.8", "acceptance.standard_error=0.01"),
