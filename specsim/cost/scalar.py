@@ -85,6 +85,16 @@ def _roofline(
     groups = [attention(source, group) for group in attention_groups(source, model)]
     expert_times: dict[tuple[int, int], float] = {}
 
+    if len(groups) == 1 and not experts:  # most models; saves a third of the time
+        only = groups[0]
+
+        def plain(tokens: int, sequences: int, rows: int, kv: float, pairs: float) -> float:
+            if tokens > max_tokens or rows > max_tokens:
+                return asked(tokens, sequences, rows, kv, pairs)
+            return by_tokens[tokens] + by_rows[rows] + only(tokens, sequences, kv, pairs)
+
+        return plain
+
     def seconds(tokens: int, sequences: int, rows: int, kv: float, pairs: float) -> float:
         if tokens > max_tokens or rows > max_tokens:
             return asked(tokens, sequences, rows, kv, pairs)
