@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulator_setups import IDEAL, deployment, length, run, setup, timings
 
-from specsim.acceptance import BetaRequests, Iid, Markov, PerPosition
+from specsim.acceptance import BetaRequests, Iid, Markov, PerPosition, replay
 from specsim.errors import ScenarioError
 from specsim.metrics import Served, e2e, little
 from specsim.simulator.cluster import Cluster
 from specsim.simulator.result import records, served_columns
+from specsim.simulator.runs import RunSampler, plan_steps
 from specsim.simulator.setup import Fault, Limits, Setup
 from specsim.simulator.speculation import Policy
 from specsim.simulator.step_cost import StepCost
@@ -310,8 +311,6 @@ def test_policy_changes_no_arrival_length_or_run(policy: Policy) -> None:
 
 
 def test_runs_do_not_depend_on_the_order_of_drawing() -> None:
-    from specsim.simulator.runs import RunSampler
-
     forward, backward = RunSampler([Iid(0.6)], 5), RunSampler([Iid(0.6)], 5)
     ids = range(20)
     a = {i: forward.runs(i, 0, 30 + i) for i in ids}
@@ -320,6 +319,24 @@ def test_runs_do_not_depend_on_the_order_of_drawing() -> None:
     assert len({runs[:30] for runs in a.values()}) == 20
     longer = RunSampler([Iid(0.6)], 5).runs(3, 0, 500)
     assert longer[:30] == a[3][:30]  # position t uses the t-th uniform, whatever the length
+
+
+@settings(max_examples=60)
+@given(alpha=st.sampled_from([0.0, 0.3, 0.8, 0.99, 1.0]), tokens=st.integers(1, 400),
+       request=st.integers(0, 9), k=st.integers(0, 64))  # fmt: skip
+def test_bytes_of_runs_are_those_of_the_law(
+    alpha: float, tokens: int, request: int, k: int
+) -> None:
+    """The sampler's own way for an i.i.d. law gives what `sample_runs` draws, and a plan is
+    its replay."""
+
+    class Plain(Iid):
+        """The same law, not taken for `Iid`."""
+
+    fast = RunSampler([Iid(alpha)], 3).runs(request, 0, tokens)
+    assert fast == RunSampler([Plain(alpha)], 3).runs(request, 0, tokens)
+    runs = np.frombuffer(fast, np.uint8).astype(np.int64)
+    assert list(plan_steps(fast, k, 0)) == (replay(runs, k) + 1).tolist()
 
 
 # --- dominance ---------------------------------------------------------------------------

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from specsim.acceptance.law import Law
+from specsim.acceptance.chains import Iid
+from specsim.acceptance.law import MAX_RUN, Law
 
 #: Spawn key of acceptance (arrivals, classes and lengths have 0..3, see workload.requests).
 ACCEPTANCE = 4
@@ -32,8 +34,32 @@ class RunSampler:
         """Accepted run from each output position, one byte each; length output_tokens."""
         self._counter[2] = request_id
         self._bits.state = self._state
-        runs = self._laws[traffic_class].sample_runs(self._rng, output_tokens)
-        return runs.astype(np.uint8).tobytes()
+        law = self._laws[traffic_class]
+        if type(law) is Iid:  # the same numbers as its sample_runs, without arrays of them
+            accepts = self._rng.random(output_tokens + MAX_RUN) < law.alpha
+            return runs_of_accepts(accepts.tobytes(), output_tokens)
+        return law.sample_runs(self._rng, output_tokens).astype(np.uint8).tobytes()
+
+
+#: A run counted down to its end: MAX_RUN, …, 1, 0.
+_COUNTDOWN = bytes(range(MAX_RUN, -1, -1))
+
+
+def runs_of_accepts(accepts: bytes, num_tokens: int) -> bytes:
+    """`acceptance.law.runs_from_accepts` on bytes of 0 and 1: between two rejected tokens
+    the runs count down to 0 (cut at MAX_RUN)."""
+    parts = [
+        _COUNTDOWN[MAX_RUN - len(part) :] if len(part) <= MAX_RUN
+        else bytes([MAX_RUN]) * (len(part) - MAX_RUN) + _COUNTDOWN
+        for part in accepts.split(b"\x00")
+    ]  # fmt: skip
+    return b"".join(parts)[:num_tokens]
+
+
+@cache
+def _tokens_of_run(num_draft_tokens: int) -> bytes:
+    """Translation table: run → tokens of a step, min(run, K) + 1."""
+    return bytes(min(run, num_draft_tokens) + 1 for run in range(MAX_RUN + 1)).ljust(256)
 
 
 def plan_steps(runs: bytes, num_draft_tokens: int, position: int) -> bytes:
@@ -42,10 +68,7 @@ def plan_steps(runs: bytes, num_draft_tokens: int, position: int) -> bytes:
     Every step emits min(run, K) + 1 tokens; the last one is not cut at the request's end,
     so that acceptance counts what was verified.
     """
-    if num_draft_tokens < 64:  # no run is longer than 64
-        jumps = (np.minimum(np.frombuffer(runs, np.uint8), num_draft_tokens) + 1).tobytes()
-    else:
-        jumps = (np.frombuffer(runs, np.uint8) + 1).tobytes()
+    jumps = runs.translate(_tokens_of_run(num_draft_tokens))
     plan = bytearray()
     append = plan.append
     length = len(runs)
