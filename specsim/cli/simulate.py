@@ -58,7 +58,7 @@ def command(
     if progress is not None:
         progress.clear()
     summary = result.summary().to_dict()
-    _write_outputs(result, log, records, timeline, plot, summary, str(scenario))
+    _write_outputs(result, log, records, timeline, plot, summary, scenario.name)
     if as_json:
         print_json(summary)
     else:
