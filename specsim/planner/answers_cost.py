@@ -78,7 +78,8 @@ def what_it_costs(facts: Facts) -> Answer:
     text = f"{per_gpu:.3g} requests/s per GPU"
     if demand is not None:
         replicas = math.ceil(demand / per_replica - 1e-9)
-        text += f"; {replicas * best.num_gpus} GPUs for {demand:g} requests/s"
+        count = replicas * best.num_gpus
+        text += f"; {count} GPU{'s' if count > 1 else ''} for {demand:g} requests/s"
     money, reason = _money(facts, best, per_replica)
     held = "" if demand is None or demand <= per_replica * best.replicas else (
         f" The {best.total_gpus} GPUs of the plan carry {per_replica * best.replicas:.3g} "

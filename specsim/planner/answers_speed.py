@@ -118,10 +118,13 @@ def which_k(facts: Facts) -> Answer:
     near = [int(k) for k, r in zip(ks, regret, strict=True) if r <= FLAT]
     # a sure K and a flat optimum are two things: the second is what the interval is
     losses = ", ".join(f"K={k} {r:.0%}" for k, r in zip(ks, regret, strict=True))
+    runs = spec.k_at(spec.demand.batch)
+    other = f" The plan runs K = {runs}, chosen for its capacity." if runs != best else ""
     flat = "" if len(near) == 1 else f" {_listed(near)} are within {FLAT:.0%} of it."
     return Answer(
         question=question, value=float(best), low=float(min(near)), high=float(max(near)),
-        unit="tokens", answer=f"K = {best} at the demanded load (batch {batch}).{flat}",
+        unit="tokens",
+        answer=f"K = {best} at the demanded load (batch {batch}).{flat}{other}",
         reason=f"loss of speed there: {losses}. A drafted position pays while its chance of "
         "survival exceeds what it adds to the step over the time of a token",
     )  # fmt: skip
