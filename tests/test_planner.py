@@ -222,6 +222,16 @@ def test_an_engines_own_policies_are_simulated(engine: str, kinds: set[str]) -> 
         assert scenario["speculation"]["policy"] == kind
 
 
+def test_a_head_that_nobody_has_published_is_said_to_be_one(built_in: Plan) -> None:
+    """The built-in 70B has no EAGLE-3 head in the catalogue, Qwen3-30B-A3B has one."""
+    assert built_in.chosen.candidate.label == "eagle3"
+    assert "no-known-head" in {w.code for w in built_in.warnings}
+    moe = plan(Scenario.from_dict(MOE), drafts=["eagle3"], simulate=False)
+    codes = {w.code for w in moe.warnings}
+    assert "no-known-head" not in codes
+    assert "experts" in codes
+
+
 def test_the_front_holds_the_baseline_and_the_measured_draft(built_in: Plan) -> None:
     plans = front(search(built_in.problem))
     assert plans[-1].option is None

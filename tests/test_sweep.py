@@ -53,6 +53,7 @@ def test_rows_are_the_simulations_in_grid_order(tmp_path: Path, base: Scenario) 
     done = sweep(base, VARY, tmp_path / "out", workers=1)
     frame = done.to_frame()
     assert (done.runs, done.reused, done.failed) == (6, 0, 0)
+    assert done._repr_html_().count("<tr") == 7
     points = frame[list(VARY)].values.tolist()
     assert points == [[k, r] for k in (1, 2, 4) for r in (2.0, 8.0)]
     for row in frame.to_dict("records"):

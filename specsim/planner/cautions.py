@@ -34,6 +34,13 @@ def cautions(facts: Facts) -> Iterator[Caveat]:
             message=f"nobody has measured {spec.label} on this traffic; its acceptance is an "
             f"{spec.option.source}",
         )
+    if spec.option.keys["method"] in ("eagle", "eagle3") and "model" not in spec.option.keys:
+        yield Caveat(
+            code="no-known-head",
+            message=f"the catalogue knows no {spec.option.keys['method']} head of "
+            f"{spec.deployment.target.spec.name}; its cost is that of one of the usual shape. "
+            "Name a checkpoint in draft.model, train one, or narrow the drafts (--draft)",
+        )
     if spec.deployment.target.spec.is_moe:
         yield Caveat(
             code="experts",

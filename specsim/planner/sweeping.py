@@ -73,6 +73,12 @@ class Sweep:
             raise ScenarioError(f"{self.folder}: the sweep is not complete; resume it first")
         return pd.read_parquet(self.path)
 
+    def _repr_html_(self) -> str:
+        if self.path is None:
+            return f"<p>{self.runs} points done, interrupted</p>"
+        html: str = self.to_frame().to_html(index=False, float_format=lambda x: f"{x:.4g}")
+        return html
+
     def to_dict(self) -> dict[str, Any]:
         """As in `sweep --json`."""
         found = {
