@@ -119,7 +119,7 @@ def which_k(facts: Facts) -> Answer:
     # a sure K and a flat optimum are two things: the second is what the interval is
     losses = ", ".join(f"K={k} {r:.0%}" for k, r in zip(ks, regret, strict=True))
     runs = spec.k_at(spec.demand.batch)
-    other = f" The plan runs K = {runs}, chosen for its capacity." if runs != best else ""
+    other = "" if runs in near else f" The plan runs K = {runs}, chosen for its capacity."
     flat = "" if len(near) == 1 else f" {_listed(near)} are within {FLAT:.0%} of it."
     return Answer(
         question=question, value=float(best), low=float(min(near)), high=float(max(near)),
