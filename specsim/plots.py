@@ -159,9 +159,9 @@ class WhatIfFigure:
         """The picture as it is now; drawn once, where `savefig` draws twice."""
         stream = io.BytesIO()
         with plt.rc_context(STYLE):
-            self._canvas.draw()
-        plt.imsave(stream, np.asarray(self._canvas.buffer_rgba()), format="png",
-                   pil_kwargs={"compress_level": 1})  # fmt: skip
+            self._canvas.draw()  # type: ignore[no-untyped-call]
+            pixels = np.asarray(self._canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+        plt.imsave(stream, pixels, format="png", pil_kwargs={"compress_level": 1})
         return stream.getvalue()
 
 
