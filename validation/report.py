@@ -154,7 +154,7 @@ def _figures(comparisons: Sequence[Comparison], folder: Path) -> list[Path]:
         tags = [tag for tag in ("batch", "K", "load") if any(tag in row.tags for row in same)]
         figure, axes = plots.side_by_side(1 + max(1, len(tags)))
         plots.predicted_against_measured(_largest(groups), axes[0], label=label)
-        for tag, ax in zip(tags, axes[1:], strict=True):
+        for tag, ax in zip(tags, axes[1:], strict=False):  # one axis is left without tags
             tagged = [row for row in same if tag in row.tags]
             plots.errors_over([row.tags[tag] for row in tagged],
                               [row.error or 0.0 for row in tagged], ax, xlabel=tag)  # fmt: skip
