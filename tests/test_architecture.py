@@ -142,3 +142,10 @@ def test_predict_starts_light(arguments: list[str]) -> None:
     status, modules = json.loads(done.stdout)
     assert status == 0
     assert set(modules).isdisjoint(HEAVY)
+
+
+def test_the_design_page_lists_the_same_order() -> None:
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    start = page.index("errors, units")
+    listed = page[start : page.index("\n\n", start)]
+    assert [name.strip() for name in listed.replace("\n", " ").split(",")] == ORDER
