@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from specsim.cli.main import COMMANDS, run
+from validation.report import headline
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,3 +38,8 @@ def test_every_command_is_listed() -> None:
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_accuracy_lines_are_those_of_the_report() -> None:
+    document = json.loads((ROOT / "docs" / "accuracy.json").read_text(encoding="utf-8"))
+    assert "\n".join(headline(document)) in README

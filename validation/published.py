@@ -8,7 +8,7 @@ taken as published (τ); what is predicted is the ratio of step times.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -218,6 +218,7 @@ def _shape() -> Iterator[Row]:
     series = defaultdict(list)
     for case in found:
         series[case.series].append(predict(case))
+    seen: Counter[str] = Counter()
     for group in series.values():
         if len({o.case.batch for o in group}) < 4:
             continue
@@ -228,6 +229,8 @@ def _shape() -> Iterator[Row]:
         case = group[0].case
         name = f"{case.source.split(' (')[0]}: {case.deployment.target.spec.name} "
         name += f"{case.deployment.draft.method} {case.task} K={case.num_draft_tokens}"
+        seen[name] += 1
+        name += f" ({seen[name]})" if seen[name] > 1 else ""  # two heads of one target
         yield statistic(f"D: {name}: 1 − rank correlation over batch", 1 - correlation,
                         bound=limit["shape_rank"],
                         provenance=f"{len(group)} batches{_not_monotone(group)}")  # fmt: skip
