@@ -169,6 +169,7 @@ def _empty(ax: Axes) -> None:
     """Take out what was drawn; axes, scales and ticks stay."""
     for artist in (*ax.lines, *ax.collections, *ax.patches, *ax.texts):
         artist.remove()
+    ax.containers.clear()
     ax.relim()
     ax.autoscale(True)
 
@@ -338,8 +339,10 @@ def plan_curves(
                     xycoords=("axes fraction", "data"), va="bottom")  # fmt: skip
     if limits["rate_per_s_per_gpu"] is not None:
         ax.axvline(limits["rate_per_s_per_gpu"], color=GREY, linestyle=":", linewidth=1)
-        ax.annotate("demand", (limits["rate_per_s_per_gpu"], 0.98), color=GREY, fontsize=8,
-                    xycoords=("data", "axes fraction"), rotation=90, va="top", ha="right")  # fmt: skip
+        ax.annotate(
+            "demand", (limits["rate_per_s_per_gpu"], 0.98), xycoords=("data", "axes fraction"),
+            color=GREY, fontsize=8, rotation=90, va="top", ha="right",
+        )  # fmt: skip
     top = 2.2 * 1e3 * limits["tpot_s"] if limits["tpot_s"] is not None else None
     ax.set(xlabel="requests/s per GPU", ylabel="time per output token, ms", ylim=(0, top),
            title="Load and latency")  # fmt: skip

@@ -187,7 +187,7 @@ def fit_host_time(traces: HostTraces, source: Table, method: str, temperature: f
         placed = deployment if k else deployment.without_draft()
         passes = decode_step(placed, source, k, rows, context, drafted / rows).seconds
         columns = (np.ones_like(rows), rows, drafted, drafted > 0)
-        design.append(np.stack(columns, axis=1) / whole[:, None])
+        design.append(np.asarray(np.stack(columns, axis=1), dtype=float) / whole[:, None])
         target.append((whole - passes) / whole)
     if not design:
         raise ValueError(f"no steps of the fitting half of {method} at {temperature:g}")

@@ -123,9 +123,7 @@ def grid_caveats(deployment: Deployment, grid: Grid) -> Iterator[Caveat]:
         )
 
 
-def range_caveats(
-    source: object, law: object, batch: object, context: object
-) -> Iterator[Caveat]:
+def range_caveats(source: object, law: object, batch: object, context: object) -> Iterator[Caveat]:
     """A measured cost source or law asked beyond what was measured."""
     cost, acceptance = getattr(source, "outside", None), getattr(law, "outside", None)
     if callable(cost) and (found := cost(batch, context)):
