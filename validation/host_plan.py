@@ -104,7 +104,7 @@ def host_units() -> Iterator[Unit]:
 def report_units() -> Iterator[Unit]:
     """The reported half, every method × K × domain × batch × temperature."""
     for batch in BATCHES:
-        size = 2 * batch if batch > 1 else 4
+        size = 2 * batch if batch > 1 else 1
         for group in range(16 // size):
             for domain, temperature in itertools.product(DOMAINS, TEMPERATURES):
                 prompts = tuple(halves(domain)[1][group * size : (group + 1) * size])
