@@ -102,7 +102,8 @@ def what_if(
         alpha: i.i.d. conditional acceptance.
         batch, context: sequences, and tokens of each; a context beyond the target's
             maximum is cut to it, with a note.
-        tensor_parallel: GPUs of the replica; the fewest of 1, 2, 4, 8 that fit if left out.
+        tensor_parallel: GPUs of the replica; if left out, the fewest of 1, 2, 4, 8 that hold
+            the whole batch (the most if none do).
 
     Returns:
         A `WhatIf`. Nothing in it is NaN; what does not fit is still computed, with a note.
@@ -119,7 +120,7 @@ def what_if(
     if context > spec.max_context:
         notes.append(f"context cut to the {spec.max_context:,} tokens {spec.name} was made for")
         context = spec.max_context
-    deployment = _deployment(spec, draft, gpu, runtime, weights, tensor_parallel, context)
+    deployment = _deployment(spec, draft, gpu, runtime, weights, tensor_parallel, batch, context)
     hardware = deployment.gpu
     prediction = predict_deployment(
         deployment, Roofline(gpu=hardware), law, f"alpha = {alpha:g}, i.i.d.",
@@ -144,9 +145,9 @@ def what_if(
 
 def _deployment(
     spec: ModelSpec, draft: str, gpu: str, runtime: str, weights: str,
-    tensor_parallel: int | None, context: int,
+    tensor_parallel: int | None, batch: int, context: int,
 ) -> Deployment:  # fmt: skip
-    """On the given number of GPUs, or the fewest that fit (the most if none do)."""
+    """On the given number of GPUs, or the fewest that hold the batch (the most if none do)."""
     hardware, engine = catalogue.gpu(gpu), catalogue.runtime(runtime)
     found: list[Deployment] = []
     for degree in DEGREES if tensor_parallel is None else (tensor_parallel,):
@@ -160,7 +161,7 @@ def _deployment(
             target=placed, draft=_draft(placed, draft), gpu=hardware, runtime=engine
         )
         found.append(deployment)
-        if memory(deployment, max(NUM_DRAFT_TOKENS), context).fits:
+        if memory(deployment, max(NUM_DRAFT_TOKENS), context).max_concurrency >= batch:
             break
     return found[-1]
 
