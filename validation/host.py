@@ -95,8 +95,10 @@ def _configuration(
 ) -> Configuration:  # fmt: skip
     same = {"domain": domain, "batch": batch, "temperature": temperature, "purpose": "report"}
     units = traces.of(method=method, num_draft_tokens=k, **same)
-    groups = {u.group for u in units}
-    plain = [u for u in traces.of(num_draft_tokens=0, **same) if u.group in groups]
+    plain = traces.of(num_draft_tokens=0, **same)
+    groups = {u.group for u in units} & {u.group for u in plain}  # measured one after the other
+    units = [u for u in units if u.group in groups]
+    plain = [u for u in plain if u.group in groups]
     # the prompts' lengths are the workload's, known before it runs
     context = float(np.mean([r.prompt_tokens + r.output_tokens / 2
                              for u in plain for r in u.requests]))  # fmt: skip

@@ -172,8 +172,13 @@ def fit_host(traces: HostTraces) -> HostModel:
 
 
 def fit_host_time(traces: HostTraces, source: Table, method: str, temperature: float) -> HostTime:
-    """What steps of the fitting half took beyond the timed passes: least squares with
-    constants ≥ 0, errors relative to the step, plain steps and steps of this method."""
+    """What steps of the fitting half took beyond their passes: least squares with constants
+    ≥ 0, errors relative to the step, plain steps and steps of this method.
+
+    The target's pass counts as it was timed in the step; the draft's as its timed pass apart,
+    at the speed that the machine had just then (the target's pass in the step over the one
+    timed apart), so that a machine that drifts does not look like host time.
+    """
     from scipy.optimize import nnls
 
     deployment = deployment_of(method, _NOTHING)
@@ -185,9 +190,11 @@ def fit_host_time(traces: HostTraces, source: Table, method: str, temperature: f
         rows, drafted = unit.column("rows"), unit.column("drafted")
         context, whole = unit.column("context") / rows, unit.column("whole_s")
         placed = deployment if k else deployment.without_draft()
-        passes = decode_step(placed, source, k, rows, context, drafted / rows).seconds
+        apart = decode_step(placed, source, k, rows, context, drafted / rows)
+        verify = unit.column("verify_s")
+        passes = verify * (1 + np.asarray(apart.draft.seconds / apart.verify.seconds, dtype=float))
         columns = (np.ones_like(rows), rows, drafted, drafted > 0)
-        design.append(np.asarray(np.stack(columns, axis=1), dtype=float) / whole[:, None])
+        design.append(np.stack(columns, axis=1) / whole[:, None])
         target.append((whole - passes) / whole)
     if not design:
         raise ValueError(f"no steps of the fitting half of {method} at {temperature:g}")

@@ -1,7 +1,7 @@
 """`python -m validation.measure_host --out DIR`: measures the real decoder on this machine.
 
-Writes `forward.jsonl` (forward-pass records, in two rounds: before and after the runs, so
-that a drift is in their mean) and `runs.jsonl` (a header and one line a unit of
+Writes `forward.jsonl` (forward-pass records, in four rounds between the runs, of which the
+fastest counts) and `runs.jsonl` (a header and one line a unit of
 `validation.host_plan`; `validation.host_traces` reads it). Interrupted, it goes on where it
 stopped. One thread by default: the process then owns a core whatever else runs, and a unit
 that got less than `QUIET` of it is measured again.
@@ -54,9 +54,9 @@ CAPACITY = 320
 QUIET, TRIES = 0.97, 2
 #: Timed passes: (batches, new tokens, contexts, repeats). Long passes read a prompt and
 #: compute logits at its last token only, as the decoder does.
-VERIFYING = ((1, 2, 4), (1, 2, 3, 5, 7, 9), (64, 160), 5)
+VERIFYING = ((1, 2, 4), (1, 2, 3, 5, 7, 9), (64, 160), 3)
 READING = ((1, 2, 4), (16, 32, 64, 128, 192), (64,), 3)
-DRAFTING = ((1, 4), (1,), (64, 160), 5)
+DRAFTING = ((1, 4), (1,), (64, 160), 3)
 READ_TOKENS = 256  # more tokens than this in one pass are not timed
 LONGEST_DRAFT = max(max(ks) for ks in REPORTED_K.values())
 
@@ -168,15 +168,24 @@ def forward_pieces(target: Loaded, round_: int) -> Iterator[tuple[str, Callable[
                     continue
                 for context in contexts:
                     call = partial(
-                        _timed, target, name, batch, new, context, repeats, num_layers, last_only
+                        timed_pass,
+                        target,
+                        name,
+                        batch,
+                        new,
+                        context,
+                        repeats,
+                        num_layers,
+                        last_only,
                     )
                     yield f"{round_}/{name}/{batch}/{new}/{context}", call
 
 
-def _timed(
+def timed_pass(
     target: Loaded, name: str, batch: int, new: int, context: int, repeats: int,
     num_layers: int | None, last_only: bool,
 ) -> ForwardRecord:  # fmt: skip
+    """Time of one kind of pass of the target, or of its first layers."""
     model = target.model
     cache = model.new_cache(batch, CAPACITY)
     select = torch.arange(1, batch + 1) * new - 1 if last_only else None
@@ -269,6 +278,11 @@ class Measurement:
             print(f"\r{i + 1} {unit.name:60} {share}", end="", file=sys.stderr)
 
 
+def halved(units: list[Unit]) -> tuple[list[Unit], list[Unit]]:
+    """First and second half."""
+    return units[: len(units) // 2], units[len(units) // 2 :]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure; see the module."""
     parser = argparse.ArgumentParser(prog="python -m validation.measure_host", description=__doc__)
@@ -289,10 +303,12 @@ def main(arguments: list[str] | None = None) -> int:
         if options.only != "timed":
             job.units(list(acceptance_units())[few], timed=False)
         if options.only != "acceptance":
-            job.forward(0, options.limit)
-            job.units(list(host_units())[few])
-            job.units(list(report_units())[few])
-            job.forward(1, options.limit)
+            reported = list(report_units())[few]
+            parts = (list(host_units())[few], *halved(reported))
+            for round_, part in enumerate(parts):
+                job.forward(round_, options.limit)
+                job.units(part)
+            job.forward(len(parts), options.limit)
     except KeyboardInterrupt:
         return cli.INTERRUPTED
     print(f"\n{time.monotonic() - start:.0f} s", file=sys.stderr)

@@ -26,12 +26,14 @@ from reference.serve import Arrival, poisson_arrivals, serve
 from reference.weights import Loaded, load
 from specsim.records import Header, RequestRecord, write_records
 from validation.host_plan import FITTED_K, NGRAM, halves
-from validation.measure_host import TARGET, commit, processor_name
+from validation.measure_host import TARGET, commit, processor_name, timed_pass
 
 #: Arrivals per second; two cores serve about 1.5 requests a second.
 RATES = (0.4, 0.7, 1.0)
 METHODS = ("none", NGRAM)
 DOMAIN, SLOTS, CAPACITY, OUTPUT_TOKENS, SEED = "copy", 4, 320, 32, 7
+#: Passes timed before and after every run: batch, new tokens, logits of the last only.
+PROBES = ((1, 1, False), (4, 1, False), (1, 9, False), (1, 128, True))
 #: Seconds of arrivals; every run has at least this many requests.
 SPAN_S, LEAST = 34.0, 14
 
@@ -58,6 +60,15 @@ def serve_one(target: Loaded, method: str, arrivals: Sequence[Arrival]) -> list[
         found.append(rounded(record))
         print(f"\r{method} {len(found)}/{len(arrivals)} ", end="", file=sys.stderr)
     return sorted(found, key=lambda record: record.arrival_s)
+
+
+def probe(target: Loaded) -> list[float]:
+    """Seconds of a few passes: how fast the machine is just now."""
+    found = []
+    for batch, new, last_only in PROBES:
+        record = timed_pass(target, TARGET, batch, new, 64, 5, None, last_only)
+        found.append(record.seconds)
+    return found
 
 
 def rounded(record: RequestRecord) -> RequestRecord:
@@ -88,6 +99,12 @@ def main(arguments: list[str] | None = None) -> int:
                 path = options.out / f"{method}-{rate:g}.jsonl"
                 if path.exists():
                     continue
+                before = probe(target)
+                records = serve_one(target, method, arrivals_of(target, rate, options.span))
+                probes = [
+                    {"batch": batch, "new_tokens": new, "context": 64, "seconds": (x + y) / 2}
+                    for (batch, new, _), x, y in zip(PROBES, before, probe(target), strict=True)
+                ]
                 header = Header(
                     schema="request", device=processor_name(), dtype=options.dtype,
                     threads=threads, seed=SEED, versions={**cli.versions(), "commit": commit()},
@@ -95,12 +112,10 @@ def main(arguments: list[str] | None = None) -> int:
                         "target": TARGET, "method": method, "rate": rate, "slots": SLOTS,
                         "num_draft_tokens": FITTED_K if method != "none" else 0,
                         "domain": DOMAIN, "date": datetime.date.today().isoformat(),
+                        "probes": probes,
                     },
                 )  # fmt: skip
-                write_records(
-                    path, header,
-                    serve_one(target, method, arrivals_of(target, rate, options.span)),
-                )  # fmt: skip
+                write_records(path, header, records)
     except KeyboardInterrupt:
         return cli.INTERRUPTED
     print(f"\n{time.monotonic() - start:.0f} s", file=sys.stderr)

@@ -83,6 +83,29 @@ class Proposing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scaled:
+    """A cost source on a machine that is `factor` times slower."""
+
+    source: CostSource
+    factor: float
+
+    @property
+    def name(self) -> str:
+        """As the inner source."""
+        return self.source.name
+
+    def forward_time(
+        self, model: PlacedModel, batch: Any, new_tokens: Any, context: Any
+    ) -> ForwardTime:
+        """As the inner source, slower."""
+        return self.source.forward_time(model, batch, new_tokens, context) * self.factor
+
+    def work_time(self, model: PlacedModel, work: Work) -> ForwardTime:
+        """As the inner source, slower."""
+        return self.source.work_time(model, work) * self.factor
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """One served run: its file's header settings and its requests in order of arrival."""
 
@@ -92,6 +115,7 @@ class Run:
     slots: int
     records: tuple[RequestRecord, ...]
     device: str
+    probes: tuple[dict[str, float], ...] = ()  # passes timed before and after the run
 
     @property
     def label(self) -> str:
@@ -110,6 +134,7 @@ def load(folder: Path = DATA) -> list[Run]:
             Run(
                 method=s["method"], num_draft_tokens=s["num_draft_tokens"], rate=s["rate"],
                 slots=s["slots"], records=tuple(sorted(found, key=lambda r: r.arrival_s)),
+                probes=tuple(s.get("probes", ())),
                 device=f"{header.device}, {header.threads} thread, {header.dtype}, {s['date']}",
             )
         )  # fmt: skip
@@ -158,12 +183,12 @@ def setup_of(run: Run, model: HostModel, seed: int) -> Setup:
     """The reference server as the simulator's objects: slots, whole prompts, no KV limit."""
     k = run.num_draft_tokens
     host, law = model.host[NGRAM, 0.0], no_drafts()
-    source: CostSource = model.source
+    source: CostSource = Scaled(source=model.source, factor=slowdown(run, model))
     if k:
         units = model.traces.of(purpose="acceptance", method=run.method, domain="copy",
                                 temperature=0.0)  # fmt: skip
         share = proposing_share(units, k)
-        source = Proposing(source=model.source, num_draft_tokens=k, share=share)
+        source = Proposing(source=source, num_draft_tokens=k, share=share)
         host = dataclasses.replace(host, token_s=host.token_s * share)
         law = law_of(model, run.method)
     deployment = deployment_of(run.method, host)
@@ -180,6 +205,22 @@ def setup_of(run: Run, model: HostModel, seed: int) -> Setup:
         limits=Limits(max_num_seqs=run.slots, max_tokens=PROMPT_LIMIT, num_blocks=10**6),
         policy=Policy(kind="fixed", num_draft_tokens=k) if k else Policy(kind="off"), seed=seed,
     )  # fmt: skip
+
+
+def slowdown(run: Run, model: HostModel) -> float:
+    """How much slower than when its passes were timed the machine was: the mean over the
+    passes that were timed before and after the run. What was served plays no part."""
+    if not run.probes:
+        return 1.0
+    target = deployment_of("none", model.host[NGRAM, 0.0]).target
+    ratios = [
+        p["seconds"]
+        / float(
+            model.source.forward_time(target, p["batch"], p["new_tokens"], p["context"]).seconds
+        )
+        for p in run.probes
+    ]
+    return float(np.mean(ratios))
 
 
 def no_drafts() -> Law:
