@@ -314,24 +314,16 @@ def test_a_path_is_read_as_a_file(tmp_path: Path) -> None:
         catalogue.model("some-org/some-model")  # no such path: a name
 
 
-def test_the_catalogue_is_light_and_quick() -> None:
-    """Nothing but the standard library is imported, and reading all four files and making
-    every object takes well under 60 ms (20 ms on the machine this was written on)."""
+def test_the_catalogue_is_light() -> None:
+    """Nothing but the standard library is imported to read all four files and make every
+    object."""
     code = (
-        "import sys, time\n"
+        "import sys\n"
         "import specsim.catalogue as c\n"
-        "start = time.perf_counter()\n"
         "for names, get in ((c.list_models, c.model), (c.list_gpus, c.gpu),\n"
         "    (c.list_runtimes, c.runtime), (c.list_acceptance_presets, c.acceptance_preset)):\n"
         "    for name in names(): get(name)\n"
-        "seconds = time.perf_counter() - start\n"
-        "heavy = {'numpy', 'pydantic', 'pandas', 'yaml', 'torch'} & set(sys.modules)\n"
-        "print(len(heavy), seconds)\n"
+        "print(*{'numpy', 'pydantic', 'pandas', 'yaml', 'torch'} & set(sys.modules))\n"
     )
-    attempts = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        for _ in range(3)
-    ]
-    heavy, seconds = zip(*(attempt.stdout.split() for attempt in attempts), strict=True)
-    assert set(heavy) == {"0"}
-    assert min(float(value) for value in seconds) < 0.06
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

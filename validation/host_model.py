@@ -194,7 +194,7 @@ def fit_host_time(traces: HostTraces, source: Table, method: str, temperature: f
         verify = unit.column("verify_s")
         passes = verify * (1 + np.asarray(apart.draft.seconds / apart.verify.seconds, dtype=float))
         columns = (np.ones_like(rows), rows, drafted, drafted > 0)
-        design.append(np.stack(columns, axis=1) / whole[:, None])
+        design.append(np.asarray(np.stack(columns, axis=1), dtype=float) / whole[:, None])
         target.append((whole - passes) / whole)
     if not design:
         raise ValueError(f"no steps of the fitting half of {method} at {temperature:g}")
