@@ -218,6 +218,19 @@ def test_speculative_serving_is_predicted_from_the_other_half() -> None:
     assert drafted[-1].chunk_times_s[-1] < plain[-1].chunk_times_s[-1]
 
 
+def test_a_slower_machine_is_seen_in_passes_that_serve_nobody() -> None:
+    model = fit_host(made_up(domains=("copy",)))
+    run = served()
+    pass_s = float(model.source.grids["smollm2-135m"].at(1, 1, 64))
+    assert serving.slowdown(run, model) == 1.0
+    probe = {"batch": 1, "new_tokens": 1, "context": 64, "seconds": 1.5 * pass_s}
+    assert serving.slowdown(replace(run, probes=(probe,)), model) == pytest.approx(1.5)
+    slow = replace(run, idle_pass_s=2 * pass_s, probes=(probe,))
+    assert serving.slowdown(slow, model) == pytest.approx(2.0)
+    last = [serving.simulated(r, model, 0)[-1].chunk_times_s for r in (run, slow)]
+    assert last[1][-1] - last[1][0] > 1.5 * (last[0][-1] - last[0][0])
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_planned_draft_that_is_not_proposed_costs_nothing(share: float) -> None:
     model = fit_host(made_up())

@@ -14,10 +14,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 
 import torch
 
 from reference import cli
+from reference.cache import make_batch
 from reference.decode import Decoder
 from reference.options import choose_dtype, make_drafter, set_threads
 from reference.policy import fixed
@@ -32,6 +34,8 @@ from validation.measure_host import TARGET, commit, processor_name, timed_pass
 RATES = (0.4, 0.7, 1.0)
 METHODS = ("none", NGRAM)
 DOMAIN, SLOTS, CAPACITY, OUTPUT_TOKENS, SEED = "copy", 4, 320, 32, 7
+#: Seconds before an arrival at which passes are no longer timed.
+MARGIN_S = 0.1
 #: Passes timed before and after every run: batch, new tokens, logits of the last only.
 PROBES = ((1, 1, False), (4, 1, False), (1, 9, False), (1, 128, True))
 #: Seconds of arrivals; every run has at least this many requests.
@@ -47,7 +51,29 @@ def arrivals_of(target: Loaded, rate: float, span_s: float) -> list[Arrival]:
     )  # fmt: skip
 
 
-def serve_one(target: Loaded, method: str, arrivals: Sequence[Arrival]) -> list[RequestRecord]:
+class IdleProbe:
+    """Waits for an arrival by timing passes instead of sleeping, so that the machine's speed
+    is known all along a run; the last stretch is slept, so that no arrival is late."""
+
+    def __init__(self, target: Loaded) -> None:
+        self._model, self._cache = target.model, target.model.new_cache(1, CAPACITY)
+        self.seconds: list[float] = []
+
+    @torch.inference_mode()
+    def __call__(self, wait_s: float) -> None:
+        end = time.perf_counter() + wait_s
+        while end - time.perf_counter() > MARGIN_S:
+            self._cache.lengths[0] = 64
+            packed = make_batch([[1]], self._cache)
+            begin = time.perf_counter()
+            self._model(packed, self._cache)
+            self.seconds.append(time.perf_counter() - begin)
+        time.sleep(max(0.0, end - time.perf_counter()))
+
+
+def serve_one(
+    target: Loaded, method: str, arrivals: Sequence[Arrival], idle: IdleProbe
+) -> list[RequestRecord]:
     """Served requests, times to the microsecond. Prompts are read whole, as they come."""
     assert target.tokenizer is not None
     drafter, _ = make_drafter(method, target)
@@ -56,7 +82,7 @@ def serve_one(target: Loaded, method: str, arrivals: Sequence[Arrival]) -> list[
         capacity=CAPACITY,
     )  # fmt: skip
     found: list[RequestRecord] = []
-    for record in serve(decoder, arrivals, eos=target.tokenizer.eos, seed=SEED):
+    for record in serve(decoder, arrivals, eos=target.tokenizer.eos, seed=SEED, sleep=idle):
         found.append(rounded(record))
         print(f"\r{method} {len(found)}/{len(arrivals)} ", end="", file=sys.stderr)
     return sorted(found, key=lambda record: record.arrival_s)
@@ -99,12 +125,14 @@ def main(arguments: list[str] | None = None) -> int:
                 path = options.out / f"{method}-{rate:g}.jsonl"
                 if path.exists():
                     continue
-                before = probe(target)
-                records = serve_one(target, method, arrivals_of(target, rate, options.span))
+                before, idle = probe(target), IdleProbe(target)
+                arrivals = arrivals_of(target, rate, options.span)
+                records = serve_one(target, method, arrivals, idle)
                 probes = [
                     {"batch": batch, "new_tokens": new, "context": 64, "seconds": (x + y) / 2}
                     for (batch, new, _), x, y in zip(PROBES, before, probe(target), strict=True)
                 ]
+                waiting = {"count": len(idle.seconds), "mean_s": mean(idle.seconds or [0.0])}
                 header = Header(
                     schema="request", device=processor_name(), dtype=options.dtype,
                     threads=threads, seed=SEED, versions={**cli.versions(), "commit": commit()},
@@ -112,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
                         "target": TARGET, "method": method, "rate": rate, "slots": SLOTS,
                         "num_draft_tokens": FITTED_K if method != "none" else 0,
                         "domain": DOMAIN, "date": datetime.date.today().isoformat(),
-                        "probes": probes,
+                        "probes": probes, "idle_passes": waiting,
                     },
                 )  # fmt: skip
                 write_records(path, header, records)

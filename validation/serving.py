@@ -40,6 +40,8 @@ DATA = Path(__file__).with_name("data") / "serving"
 #: Runs of the simulator behind a prediction with speculation: their accepted runs differ.
 SEEDS = 16
 METRICS = (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("ITL", "itl_s"))
+#: Fewer passes timed while waiting do not tell the machine's speed.
+FEWEST_PASSES = 50
 PROMPT_LIMIT = 8192  # tokens of a pass: prompts are never cut
 
 
@@ -116,6 +118,7 @@ class Run:
     records: tuple[RequestRecord, ...]
     device: str
     probes: tuple[dict[str, float], ...] = ()  # passes timed before and after the run
+    idle_pass_s: float | None = None  # mean plain pass timed while no request was there
 
     @property
     def label(self) -> str:
@@ -134,11 +137,16 @@ def load(folder: Path = DATA) -> list[Run]:
             Run(
                 method=s["method"], num_draft_tokens=s["num_draft_tokens"], rate=s["rate"],
                 slots=s["slots"], records=tuple(sorted(found, key=lambda r: r.arrival_s)),
-                probes=tuple(s.get("probes", ())),
+                probes=tuple(s.get("probes", ())), idle_pass_s=_idle_pass(s),
                 device=f"{header.device}, {header.threads} thread, {header.dtype}, {s['date']}",
             )
         )  # fmt: skip
     return sorted(runs, key=lambda run: (run.rate, run.num_draft_tokens))
+
+
+def _idle_pass(settings: dict[str, Any]) -> float | None:
+    found = settings.get("idle_passes", {"count": 0})
+    return float(found["mean_s"]) if found["count"] >= FEWEST_PASSES else None
 
 
 def rows() -> list[Row]:
@@ -208,19 +216,20 @@ def setup_of(run: Run, model: HostModel, seed: int) -> Setup:
 
 
 def slowdown(run: Run, model: HostModel) -> float:
-    """How much slower than when its passes were timed the machine was: the mean over the
-    passes that were timed before and after the run. What was served plays no part."""
+    """How much slower than when its passes were timed the machine was: plain passes timed
+    while no request was there, or else passes before and after the run. What was served
+    plays no part."""
+    target = deployment_of("none", model.host[NGRAM, 0.0]).target
+
+    def ratio(seconds: float, batch: float, new_tokens: float, context: float) -> float:
+        apart = model.source.forward_time(target, batch, new_tokens, context).seconds
+        return seconds / float(apart)
+
+    if run.idle_pass_s is not None:
+        return ratio(run.idle_pass_s, 1, 1, 64)
     if not run.probes:
         return 1.0
-    target = deployment_of("none", model.host[NGRAM, 0.0]).target
-    ratios = [
-        p["seconds"]
-        / float(
-            model.source.forward_time(target, p["batch"], p["new_tokens"], p["context"]).seconds
-        )
-        for p in run.probes
-    ]
-    return float(np.mean(ratios))
+    return float(np.mean([ratio(**probe) for probe in run.probes]))
 
 
 def no_drafts() -> Law:
