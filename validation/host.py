@@ -245,10 +245,11 @@ def _lengths(found: Sequence[Configuration]) -> Iterator[Row]:
 
 
 def _provenance(traces: HostTraces) -> Iterator[Row]:
+    note = traces.header["settings"].get("note", "one session")
     shares = [u.core_share for u in traces.units if u.purpose != "acceptance"]
     yield Row(
         name="share of its core that a timed unit lacked, median",
         error=1 - float(np.median(shares)),
         provenance=f"measured by us: {traces.device}; torch {traces.header['versions']['torch']}, "
-        f"commit {traces.header['versions'].get('commit', '')}, seed {traces.header['seed']}; {traces.header['settings'].get('note', 'one session')}",
+        f"commit {traces.header['versions'].get('commit', '')}, seed {traces.header['seed']}; {note}",
     )  # fmt: skip
