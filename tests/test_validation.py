@@ -20,6 +20,7 @@ from validation import comparisons, host, host_model, peers, serving
 from validation.comparisons import Comparison
 from validation.host_model import deployment_of, fit_host
 from validation.host_plan import acceptance_units, halves, host_units, report_units
+from validation.host_traces import table
 from validation.report import regressions
 from validation.rows import Row, comparison, missed, statistic
 
@@ -147,6 +148,16 @@ def test_host_keeps_its_bounds_on_a_machine_that_is_as_described() -> None:
 def test_host_misses_when_drafting_is_slower_than_its_parts() -> None:
     unkept = [row.name for row in missed(host.rows_of(made_up(slower=1.12)))]
     assert any(name.startswith("speedup") and name.endswith("median |error|") for name in unkept)
+
+
+def test_the_fastest_round_of_passes_counts() -> None:
+    traces = made_up()
+    slow = tuple(replace(r, seconds=1.7 * r.seconds) for r in traces.forward[::2])
+    for forward in ((*traces.forward, *slow), (*slow, *traces.forward)):
+        rows = table(replace(traces, forward=forward), {}).rows
+        found = {(r.model, r.batch, r.new_tokens, r.context): r.seconds for r in rows}
+        for r in traces.forward:
+            assert found[r.model, r.batch, r.new_tokens, r.context] == pytest.approx(r.seconds)
 
 
 def test_a_pass_is_averaged_over_how_many_rows_draft() -> None:

@@ -251,5 +251,6 @@ def _provenance(traces: HostTraces) -> Iterator[Row]:
         name="share of its core that a timed unit lacked, median",
         error=1 - float(np.median(shares)),
         provenance=f"measured by us: {traces.device}; torch {traces.header['versions']['torch']}, "
-        f"commit {traces.header['versions'].get('commit', '')}, seed {traces.header['seed']}; {note}",
+        f"commit {traces.header['versions'].get('commit', '')}, seed {traces.header['seed']}; "
+        + note,
     )  # fmt: skip
