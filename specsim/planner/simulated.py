@@ -130,7 +130,7 @@ def serve(
     else:
         arrivals["rate_per_s"], arrivals["rate_scale"] = rate_per_s, 1.0
     data["workload"]["num_requests"] = num_requests
-    result = simulate(Scenario.from_dict(data, "plan"))
+    result = simulate(Scenario.from_dict(data, "plan")).whole()
     summary = result.summary()
     service = summary.service
     return Served(

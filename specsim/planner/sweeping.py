@@ -219,7 +219,8 @@ def simulated_columns(scenario: Scenario, max_requests: int | None) -> dict[str,
     """The numbers of `simulate --json` that fit a cell."""
     from specsim.simulator.run import simulate
 
-    summary = simulate(scenario, max_requests=max_requests).summary().to_dict()
+    result = simulate(scenario, max_requests=max_requests).whole()
+    summary = result.summary().to_dict()
     found: dict[str, Any] = {}
     for name, path in SIMULATED.items():
         value: Any = summary

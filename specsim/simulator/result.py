@@ -91,6 +91,17 @@ class Result:
             self.cluster, worst_gaps=any(o.itl_s is not None for o in self.objectives)
         )
 
+    def whole(self) -> Result:
+        """This result, for callers who want all of a run or nothing.
+
+        Raises:
+            KeyboardInterrupt: if Ctrl-C ended the run early. The simulator itself catches it
+                to keep what is finished; half a run must not pass for a point of a study.
+        """
+        if self.cluster.interrupted:
+            raise KeyboardInterrupt
+        return self
+
     def summary(self) -> Summary:
         """Latencies, rates, shares and waste of the whole run."""
         return self._summary
