@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +17,12 @@ from specsim.fitting.choose import observations
 from specsim.fitting.families import fit_hazard
 from specsim.records import RequestRecord
 from validation import __main__ as command
-from validation import comparisons, host, host_model, peers, serving
+from validation import comparisons, host, host_model, peers, published_steps, serving
 from validation.comparisons import Comparison
 from validation.host_model import deployment_of, fit_host
 from validation.host_plan import acceptance_units, halves, host_units, report_units
 from validation.host_traces import table
+from validation.published_rows import table as table_as_printed
 from validation.report import regressions
 from validation.rows import Row, comparison, missed, statistic
 
@@ -71,14 +73,40 @@ def test_the_report_shows_bounds_and_misses(plant, tmp_path: Path) -> None:  # t
     plant(0.06)
     command.main(["claims", "--write", str(tmp_path)])
     page = (tmp_path / "accuracy.md").read_text(encoding="utf-8")
-    assert "| median \\|error\\| | 6.0 % | 5.0 % | **missed** |" in page or (
-        "| median |error| | 6.0 % | 5.0 % | **missed** |" in page
-    )
+    assert "| median \\|error\\| | 6.0 % | 5.0 % | **missed** |" in page
     document = json.loads((tmp_path / "accuracy.json").read_text(encoding="utf-8"))
     found = document["comparisons"][0]
     assert found["name"] == "claims"
     assert found["passed"] is False
     assert found["median_error"] == pytest.approx(0.03)
+
+
+def test_a_bar_in_a_name_does_not_break_its_table(plant, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Every row of a table has as many cells as the table's head."""
+    plant(0.06)
+    command.main(["claims", "--write", str(tmp_path)])
+    page = (tmp_path / "accuracy.md").read_text(encoding="utf-8")
+    tables = [block.splitlines() for block in page.split("\n\n") if block.startswith("|")]
+    assert len(tables) == 3
+    for lines in tables:
+        assert len({len(re.split(r"(?<!\\)\|", line)) for line in lines}) == 1, lines
+
+
+def test_steps_are_rows_of_the_published_table() -> None:
+    """One place for each published number: steps are read off the table of speedups."""
+    for source, count in (("MagicDec", 55), ("vLLM issue #20780", 6), ("SpecForge", 21)):
+        printed = [row for row in table_as_printed() if source in row["source"]]
+        steps = published_steps.published(source)
+        assert len(steps) == len(printed) == count
+        for row, step in zip(printed, steps, strict=True):
+            assert step.num_draft_tokens == int(row["K"])
+            if row["t_verify_ms"]:
+                assert step.verify_s == pytest.approx(1e-3 * float(row["t_verify_ms"]))
+            assert step.model in published_steps.MODELS
+    assert {s.tensor_parallel for s in published_steps.published("MagicDec")} == {4, 8}
+    assert {s.gpu for s in published_steps.published("20780")} == {"h100"}
+    with pytest.raises(KeyError, match="MagicDec, vLLM issue #20780, SpecForge"):
+        published_steps.published("Leviathan")
 
 
 def test_absent_data_neither_passes_nor_regresses() -> None:

@@ -1,24 +1,24 @@
 """Published step times, and what the cost model says each of them takes.
 
-`data/published_steps.csv` holds the numbers as printed, with their sources; nothing in it
-was used to fit the GPU's constants (those come from kernels alone).
+They are the rows of `data/published.csv` whose sources print the times of a step; none of
+them was used to fit the GPU's constants (those come from kernels alone).
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from specsim.catalogue import GpuSpec, RuntimeSpec, loader
 from specsim.cost.roofline import Roofline
 from specsim.cost.step import decode_step
 from specsim.deployment import Deployment, PlacedModel, make_draft
+from validation.published_rows import table
 
-PATH = Path(__file__).parent / "data" / "published_steps.csv"
+#: Sources that print times of steps, by a part of their names.
+SOURCES = ("MagicDec", "vLLM issue #20780", "SpecForge")
 MODELS = {
     "Llama2-7B-32K": "llama-2-7b-32k",
     "Llama3.1-8B": "llama-3.1-8b",
@@ -62,10 +62,14 @@ class Published:
 
 @cache
 def published(source: str) -> tuple[Published, ...]:
-    """The rows whose source contains `source`."""
-    with PATH.open(newline="") as stream:
-        rows = [row for row in csv.DictReader(stream) if source in row["source"]]
-    return tuple(_row(row) for row in rows)
+    """The rows whose source contains `source`.
+
+    Raises:
+        KeyError: for one that is not among `SOURCES`.
+    """
+    if not any(source in known for known in SOURCES):
+        raise KeyError(f"{source!r} prints no times of steps; {', '.join(SOURCES)} do")
+    return tuple(_row(row) for row in table() if source in row["source"])
 
 
 def _row(row: dict[str, str]) -> Published:
@@ -82,8 +86,8 @@ def _row(row: dict[str, str]) -> Published:
     return Published(
         source=f"{row['source']}, {row['locator']} ({row['url']})",
         model=row["target_model"],
-        gpu=row["hardware"].lower(),
-        tensor_parallel=int(row["n_gpu_tp"]),
+        gpu=row["hardware"].split(" ")[0].lower(),  # "H100 (same author…": as in its sequel
+        tensor_parallel=_degree(row["n_gpu_tp"]),
         batch=int(row["batch_or_concurrency"]),
         context=float(row["context_len"] or ASSUMED_CONTEXT),
         num_draft_tokens=int(row["K"]),
@@ -94,6 +98,12 @@ def _row(row: dict[str, str]) -> Published:
         verify_s=seconds("t_verify_ms"),
         step_s=per_token * tau if per_token and tau else None,
     )
+
+
+def _degree(printed: str) -> int:
+    """GPUs, where a source says ("8", "1 (inferred for 8B)"); one where it does not."""
+    digits = printed.split(" ")[0]
+    return int(digits) if digits.isdigit() else 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

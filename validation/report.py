@@ -10,7 +10,7 @@ from typing import Any
 
 from specsim import __version__, plots
 from validation.comparisons import COMPARISONS, Comparison
-from validation.rows import Row
+from validation.rows import Row, cell
 
 #: Growth of an error that counts as a regression: a tenth, and a fifth of a per cent more
 #: for errors near zero.
@@ -119,16 +119,16 @@ def _table(rows: Sequence[Row]) -> list[str]:
         lines += ["| | error | bound | | |", "|---|---:|---:|---|---|"]
         mark = {True: "kept", False: "**missed**", None: ""}
         lines += [
-            f"| {row.name} | {_percent(row.error)} | "
+            f"| {cell(row.name)} | {_percent(row.error)} | "
             f"{'' if row.bound is None else _percent(row.bound)} | {mark[row.passed]} | "
-            f"{row.provenance} |"
+            f"{cell(row.provenance)} |"
             for row in summary
         ]
     if single:
         lines += ["", f"<details><summary>{len(single)} single comparisons</summary>", "",
                   "| | predicted | observed | | error |", "|---|---:|---:|---|---:|"]  # fmt: skip
         lines += [
-            f"| {row.name} | {row.predicted:.4g} | {row.observed:.4g} | {row.unit} | "
+            f"| {cell(row.name)} | {row.predicted:.4g} | {row.observed:.4g} | {row.unit} | "
             f"{_percent(row.error)}{' **missed**' if row.passed is False else ''} |"
             for row in single
         ]

@@ -72,6 +72,11 @@ def absolute_errors(predicted: Any, observed: Any) -> npt.NDArray[np.float64]:
     return np.asarray(np.abs(np.asarray(predicted) / np.asarray(observed) - 1))
 
 
+def cell(text: str) -> str:
+    """Text that stays in its cell of a Markdown table: a bare `|` would end it."""
+    return text.replace("|", "\\|")
+
+
 def summary(rows: Iterable[Row]) -> str:
     """Rows as a Markdown table."""
     lines = ["| row | error | bound | |", "|---|---:|---:|---|"]
@@ -79,7 +84,7 @@ def summary(rows: Iterable[Row]) -> str:
         error = "–" if row.error is None else f"{100 * row.error:.1f} %"
         bound = "" if row.bound is None else f"{100 * row.bound:g} %"
         mark = {True: "kept", False: "**missed**", None: ""}[row.passed]
-        lines.append(f"| {row.name} | {error} | {bound} | {mark} |")
+        lines.append(f"| {cell(row.name)} | {error} | {bound} | {mark} |")
     return "\n".join(lines) + "\n"
 
 
