@@ -33,7 +33,8 @@ class Claim:
     """One statement of the article and what became of it.
 
     `chart` is what to draw: {"title", "x", "y", "xlabel", "ylabel", "reference"}, where
-    `y` maps a label to values; None where there is nothing to see.
+    `y` maps a label to values and `reference` a label to a level; None where there is nothing
+    to see.
     """
 
     number: int
@@ -93,7 +94,8 @@ def memory_bound() -> Claim:
             "title": "70B on one A100: predicted, and what bandwidth allows",
             "x": [f"{w}{'' if fits[w] else ' (does not fit)'}" for w in rates],
             "y": {"predicted": list(rates.values()), "bandwidth ceiling": list(ceilings.values())},
-            "xlabel": "weights", "ylabel": "tokens/s, batch 1", "reference": [30, 50],
+            "xlabel": "weights", "ylabel": "tokens/s, batch 1",
+            "reference": {"claimed: from 30": 30, "to 50": 50},
         },
     )  # fmt: skip
 
@@ -195,7 +197,8 @@ def verifying_is_cheaper() -> Claim:
             "title": "Verifying 5 tokens against generating 5",
             "x": [str(b) for b in batches],
             "y": {"verify pass / 5 decode passes": ratio.tolist()},
-            "xlabel": "batch", "ylabel": "ratio of times", "reference": [1.0],
+            "xlabel": "batch, sequences", "ylabel": "ratio of times",
+            "reference": {"no gain": 1.0},
         },
     )  # fmt: skip
 
@@ -222,7 +225,8 @@ def two_to_three_times() -> Claim:
             "x": ratios,
             "y": {f"{wanted:g}x": [min(_alpha_for(wanted, c, k) for k in range(1, 13))
                                    for c in ratios] for wanted in (2.0, 3.0)},
-            "xlabel": "cost ratio c", "ylabel": "alpha needed", "reference": [1.0],
+            "xlabel": "cost ratio c", "ylabel": "α needed",
+            "reference": {"every token accepted": 1.0},
         },
     )  # fmt: skip
 
@@ -248,7 +252,7 @@ def similar_on_llama_70b() -> Claim:
         assumptions="batch 1, a draft of about 1B with alpha near 0.8, or a head; with an 8B "
         "draft or alpha 0.6 the gain stays below 2x",
         numbers={"best_speedup_at_batch_1": best},
-        chart=_batch_chart("70B with a 1B draft, alpha 0.7, 4 x H100", curve),
+        chart=_batch_chart("70B with a 1B draft, α = 0.7, 4 × H100", curve),
     )
 
 
@@ -257,7 +261,8 @@ def _batch_chart(title: str, curve: dict[str, Any]) -> dict[str, Any]:
         "title": title, "x": np.asarray(curve["batch"]).tolist(),
         "y": {"best K at each batch": np.asarray(curve["best_speedup"]).tolist(),
               f"K = {curve['fixed_k']} kept": np.asarray(curve["fixed_speedup"]).tolist()},
-        "xlabel": "batch", "ylabel": "speedup", "reference": [1.0],
+        "xlabel": "batch, sequences", "ylabel": "speedup",
+        "reference": {"plain decoding": 1.0},
     }  # fmt: skip
 
 
@@ -292,7 +297,8 @@ def acceptance_by_domain() -> Claim:
             "title": "What the claimed acceptance yields at K = 4",
             "x": list(lengths),
             "y": {"tokens per step": [v["acceptance_length_at_k4"] for v in lengths.values()]},
-            "xlabel": "traffic", "ylabel": "acceptance length", "reference": [5.0],
+            "xlabel": "traffic", "ylabel": "acceptance length",
+            "reference": {"all accepted": 5.0},
         },
     )  # fmt: skip
 
@@ -319,9 +325,10 @@ def half_acceptance() -> Claim:
             "speedup_at_cost_ratio_0.1": float(speedup(tau, k, 0.1)),
         },
         chart={
-            "title": "alpha = 0.5: best speedup against the draft's cost",
+            "title": "α = 0.5: best speedup against the draft's cost",
             "x": ratios.tolist(), "y": {"best K, no overhead": best},
-            "xlabel": "cost ratio c", "ylabel": "speedup", "reference": [1.8],
+            "xlabel": "cost ratio c", "ylabel": "speedup",
+            "reference": {"claimed: 1.8": 1.8},
         },
     )  # fmt: skip
 
@@ -345,7 +352,7 @@ def twice_the_throughput() -> Claim:
             "largest_batch_that_doubles": int(doubling[-1]) if len(doubling) else None,
             "batches_that_pay": pays,
         },
-        chart=_batch_chart("70B with a 1B draft, alpha 0.8, 4 x H100", curve),
+        chart=_batch_chart("70B with a 1B draft, α = 0.8, 4 × H100", curve),
     )
 
 

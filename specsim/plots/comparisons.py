@@ -1,0 +1,111 @@
+"""Predictions against what was claimed or measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from specsim.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    STYLE,
+    WHOLE,
+    axes_or_new,
+    legend,
+    plain_ticks,
+)  # fmt: skip
+
+#: Distinct values of a quantity up to which each gets a median of its own.
+MAX_LEVELS = 10
+
+
+def claim_figure(number: int, chart: Mapping[str, Any]) -> Figure:
+    """One claim of the audit: bars over categories, or lines over numbers, with the
+    claimed value as a dashed reference. `chart` as in `audit.Claim`."""
+    with plt.rc_context(STYLE):
+        figure, ax = plt.subplots(figsize=(6.2, 4.0), layout="constrained")
+        x, colours = chart["x"], (BLUE, ORANGE, GREEN)
+        if isinstance(x[0], str):
+            width = 0.8 / len(chart["y"])
+            for i, (label, y) in enumerate(chart["y"].items()):
+                at = np.arange(len(x)) + (i - (len(chart["y"]) - 1) / 2) * width
+                ax.bar(at, y, width, label=label, color=colours[i])
+            ax.set_xticks(range(len(x)), x)
+        else:
+            dashes = ("-", "--", ":")
+            for i, (label, y) in enumerate(chart["y"].items()):
+                ax.plot(x, y, label=label, color=colours[i], linestyle=dashes[i])
+            if min(x) >= 1 and max(x) > 100:
+                ax.set_xscale("log", base=2)
+                ax.xaxis.set_major_formatter(WHOLE)
+        references = chart["reference"] or {}
+        top = 1.12 * max([ax.get_ylim()[1] / 1.05, *references.values()])
+        for label, value in references.items():
+            ax.axhline(value, color=RED, linestyle="--", linewidth=1)
+            ax.annotate(
+                label, (0.01, value), xycoords=("axes fraction", "data"), xytext=(0, -2),
+                textcoords="offset points", color=RED, fontsize=8, ha="left", va="top",
+            )  # fmt: skip
+        ax.set(xlabel=chart["xlabel"], ylabel=chart["ylabel"], ylim=(0, top))
+        ax.set_title(f"Claim {number}: {chart['title']}", pad=24)
+        # above the axes: bars and lines need all of them
+        legend(ax, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return figure
+
+
+def predicted_against_measured(
+    groups: Mapping[str, Sequence[tuple[float, float]]], ax: Axes | None = None,
+    *, label: str = "speedup", band: float = 0.10,
+) -> Axes:  # fmt: skip
+    """Scatter of (predicted, measured) by group, with the diagonal and a ±`band` strip."""
+    ax = axes_or_new(ax)
+    points = np.array([pair for pairs in groups.values() for pair in pairs])
+    low, high = 0.9 * float(points.min()), 1.1 * float(points.max())
+    line = np.array([low, high])
+    ax.fill_between(line, line * (1 - band), line * (1 + band), color=GREY, alpha=0.15,
+                    linewidth=0, label=f"±{100 * band:.0f} %")  # fmt: skip
+    ax.plot(line, line, color=GREY, linewidth=1)
+    markers = zip((BLUE, ORANGE, GREEN, RED, PURPLE, GREY, "black"), "osD^vPX", strict=True)
+    for (name, pairs), (colour, marker) in zip(groups.items(), markers, strict=False):
+        measured, predicted = [p[1] for p in pairs], [p[0] for p in pairs]
+        ax.scatter(measured, predicted, s=22, color=colour, marker=marker, label=name, alpha=0.8)
+    ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high),
+           xlabel=f"measured {label}", ylabel=f"predicted {label}")  # fmt: skip
+    for axis in (ax.xaxis, ax.yaxis):
+        plain_ticks(axis, low, high)
+    legend(ax, fontsize=7)
+    return ax
+
+
+def errors_over(
+    x: Sequence[float], errors: Sequence[float], ax: Axes | None = None, *, xlabel: str
+) -> Axes:
+    """Signed relative errors against a quantity on a log axis, with their running median."""
+    ax = axes_or_new(ax)
+    xs, ys = np.asarray(x, dtype=float), 100 * np.asarray(errors, dtype=float)
+    ax.axhline(0, color=GREY, linewidth=1)
+    ax.axhspan(-10, 10, color=GREY, alpha=0.12, linewidth=0, label="±10 %")
+    ax.scatter(xs, ys, s=14, color=BLUE, alpha=0.6)
+    levels = np.unique(xs)
+    if len(levels) > MAX_LEVELS:  # continuous: medians of equally filled bins
+        edges = np.unique(np.quantile(xs, np.linspace(0, 1, MAX_LEVELS + 1)))
+        bins = np.digitize(xs, edges[1:-1])
+        middles = [np.median(xs[bins == i]) for i in np.unique(bins)]
+        medians = [np.median(ys[bins == i]) for i in np.unique(bins)]
+    else:
+        middles, medians = list(levels), [np.median(ys[xs == level]) for level in levels]
+    ax.plot(middles, medians, color=RED, marker="o", markersize=4, label="median")
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(WHOLE)
+    ax.set(xlabel=xlabel, ylabel="error, %")
+    legend(ax)
+    return ax
