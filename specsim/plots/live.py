@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from specsim.plots.closed_form import speedup_curve, speedup_over_batch, step_breakdown
 from specsim.plots.style import STYLE
@@ -26,7 +27,12 @@ class WhatIfFigure:
         with plt.rc_context(STYLE):
             self.figure = Figure(figsize=(13.2, 4.0), dpi=dpi)
             self.axes = self.figure.subplots(1, 3)
-            self.figure.subplots_adjust(left=0.05, right=0.985, bottom=0.14, top=0.82, wspace=0.2)
+            self.figure.subplots_adjust(left=0.055, right=0.985, bottom=0.14, top=0.82, wspace=0.24)
+            for ax in self.axes:
+                # labels at fixed places need no measurement of the ticks beside them
+                ax.xaxis.set_label_coords(0.5, -0.11)
+                ax.yaxis.set_label_coords(-0.155, 0.5)
+                ax.yaxis.set_major_locator(MaxNLocator(5))
             self._title = self.figure.suptitle("")
             self._canvas = FigureCanvasAgg(self.figure)
 
