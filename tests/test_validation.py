@@ -20,8 +20,8 @@ from validation import __main__ as command
 from validation import comparisons, host, host_model, peers, published_steps, serving
 from validation.comparisons import Comparison
 from validation.host_model import deployment_of, fit_host
-from validation.host_plan import acceptance_units, halves, host_units, report_units
-from validation.host_traces import table
+from validation.host_plan import EARLY_EXIT, acceptance_units, halves, host_units, report_units
+from validation.host_traces import STEP_COLUMNS, table
 from validation.published_rows import table as table_as_printed
 from validation.report import regressions
 from validation.rows import Row, comparison, missed, statistic
@@ -176,6 +176,41 @@ def test_host_keeps_its_bounds_on_a_machine_that_is_as_described() -> None:
 def test_host_misses_when_drafting_is_slower_than_its_parts() -> None:
     unkept = [row.name for row in missed(host.rows_of(made_up(slower=1.12)))]
     assert any(name.startswith("speedup") and name.endswith("median |error|") for name in unkept)
+
+
+def test_slower_draft_passes_are_no_host_time() -> None:
+    """A machine that was slower during the fitting half's drafting."""
+    traces = made_up()
+    draft, whole = (STEP_COLUMNS.index(n) for n in ("draft_s", "whole_s"))
+    units = []
+    for unit in traces.units:
+        steps = unit.steps.copy()
+        if unit.purpose == "host" and unit.method == EARLY_EXIT:
+            steps[:, whole] += 0.5 * steps[:, draft]
+            steps[:, draft] *= 1.5
+        units.append(replace(unit, steps=steps))
+    calm = fit_host(traces).host[EARLY_EXIT, 0.0]
+    busy = fit_host(replace(traces, units=tuple(units))).host[EARLY_EXIT, 0.0]
+    for name in ("step_s", "sequence_s", "token_s", "draft_step_s"):
+        assert getattr(busy, name) == pytest.approx(getattr(calm, name), abs=1e-4)
+
+
+def test_a_drifting_machine_does_not_change_a_speedup() -> None:
+    """One group of prompts met a machine half as fast, plainly and drafting alike."""
+    traces = made_up()
+    plain, drafted = (
+        traces.of(purpose="report", num_draft_tokens=k, method="ngram", batch=1)[0] for k in (0, 4)
+    )
+    slow = [replace(u, group=1, steps=u.steps * np.where(np.arange(9) < 4, 1, 2))
+            for u in (plain, drafted)]  # fmt: skip
+    alone = host.measured_speedup([drafted], [plain])
+    assert host.measured_speedup([drafted, slow[1]], [plain, slow[0]]) == pytest.approx(alone)
+    # more plain steps were measured while the machine was slow
+    more = replace(slow[0], steps=np.concatenate([slow[0].steps] * 3))
+    assert host.measured_speedup([drafted, slow[1]], [plain, more]) == pytest.approx(alone)
+    assert host.repeatability(traces) == []  # one group a setting
+    units = (plain, drafted, *slow, replace(drafted, group=2), replace(plain, group=2))
+    assert host.repeatability(replace(traces, units=units)) == pytest.approx([0.0], abs=1e-12)
 
 
 def test_the_fastest_round_of_passes_counts() -> None:

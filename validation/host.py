@@ -70,7 +70,7 @@ def rows_of(traces: HostTraces) -> list[Row]:
     found = configurations(traces, model)
     return [
         *_single(found),
-        *_speedups(found),
+        *_speedups(found, repeatability(traces)),
         *_plain(traces, model),
         *_choice(found),
         *_lengths(found),
@@ -96,7 +96,8 @@ def _configuration(
     same = {"domain": domain, "batch": batch, "temperature": temperature, "purpose": "report"}
     units = traces.of(method=method, num_draft_tokens=k, **same)
     plain = traces.of(num_draft_tokens=0, **same)
-    groups = {u.group for u in units} & {u.group for u in plain}  # measured one after the other
+    # measured together; a group of which no step had a full batch says nothing
+    groups = {u.group for u in units if _full(u)[0]} & {u.group for u in plain if _full(u)[0]}
     units = [u for u in units if u.group in groups]
     plain = [u for u in plain if u.group in groups]
     # the prompts' lengths are the workload's, known before it runs
@@ -110,10 +111,10 @@ def _configuration(
     drafted = np.concatenate([r.drafted for u in units for r in u.requests])
     known = model.step_s(method, k, batch, context, temperature, float(np.mean(drafted > 0)))
     at_mean = model.step_s(method, k, batch, context, temperature, fitted.proposing, at_mean=True)
-    rate, plain_rate = measured_rate(units), measured_rate(plain)
     return Configuration(
         method=method, num_draft_tokens=k, domain=domain, batch=batch, temperature=temperature,
-        tokens_per_s=rate, speedup=rate / plain_rate, tau=observed.tau,
+        tokens_per_s=measured_rate(units), speedup=measured_speedup(units, plain),
+        tau=observed.tau,
         predicted_tokens_per_s=batch * fitted.tau / step_s,
         predicted_speedup=fitted.tau * plain_s / step_s, predicted_tau=fitted.tau,
         tau_error=float(np.hypot(observed.tau_error, fitted.tau_error)),
@@ -126,12 +127,47 @@ def _configuration(
 def measured_rate(units: Sequence[UnitTrace]) -> float:
     """Tokens per second over the steps in which the batch was full and no prompt was read:
     a steady state, as predicted."""
-    emitted = seconds = 0.0
-    for unit in units:
-        full = unit.column("rows") == unit.batch
-        emitted += float(unit.column("emitted")[full].sum())
-        seconds += float(unit.column("whole_s")[full].sum())
-    return emitted / seconds
+    full = [_full(unit) for unit in units]
+    return sum(emitted for emitted, _ in full) / sum(seconds for _, seconds in full)
+
+
+def measured_speedup(units: Sequence[UnitTrace], plain: Sequence[UnitTrace]) -> float:
+    """Tokens per second over those of plain decoding, the time of each group of prompts
+    counted in its own plain seconds per token: groups that met a slower machine weigh no
+    more than others."""
+    per_token = {u.group: seconds / emitted for u in plain for emitted, seconds in [_full(u)]}
+    emitted, seconds = np.array([_full(u) for u in units]).T
+    return float(emitted.sum() / np.sum(seconds / [per_token[u.group] for u in units]))
+
+
+def _full(unit: UnitTrace) -> tuple[float, float]:
+    """Tokens and seconds of the steps with a full batch."""
+    full = unit.column("rows") == unit.batch
+    return float(unit.column("emitted")[full].sum()), float(unit.column("whole_s")[full].sum())
+
+
+def repeatability(traces: HostTraces) -> list[float]:
+    """Standard error of each setting's measured step over the plain step, relative: what its
+    groups of prompts, measured one by one, differ by. Nothing is predicted here."""
+    found = []
+    for key, units in itertools.groupby(
+        sorted(traces.of(purpose="report"), key=_setting), key=_setting
+    ):
+        _, k, domain, batch, temperature = key
+        plain = {
+            u.group: u for u in traces.of(purpose="report", num_draft_tokens=0, domain=domain,
+                                          batch=batch, temperature=temperature)
+        }  # fmt: skip
+        pairs = [(u, plain[u.group]) for u in units if k and u.group in plain]
+        ratios = [np.log(np.median(u.column("whole_s")) / np.median(p.column("whole_s")))
+                  for u, p in pairs if len(u.steps) and len(p.steps)]  # fmt: skip
+        if len(ratios) > 1:
+            found.append(float(np.std(ratios, ddof=1) / np.sqrt(len(ratios))))
+    return found
+
+
+def _setting(unit: UnitTrace) -> tuple[str, int, str, int, float]:
+    return unit.method, unit.num_draft_tokens, unit.domain, unit.batch, unit.temperature
 
 
 def regrets(found: Sequence[Configuration]) -> dict[tuple[str, str, int, float], float]:
@@ -160,7 +196,7 @@ def _single(found: Sequence[Configuration]) -> Iterator[Row]:
             yield row
 
 
-def _speedups(found: Sequence[Configuration]) -> Iterator[Row]:
+def _speedups(found: Sequence[Configuration], spread: Sequence[float]) -> Iterator[Row]:
     limit = bounds("host")
     least = limit["configurations"]
     yield statistic("configurations short of the wanted number", max(0.0, 1 - len(found) / least),
@@ -183,6 +219,12 @@ def _speedups(found: Sequence[Configuration]) -> Iterator[Row]:
     yield statistic("speedup, passes at the mean number of drafted tokens: median |error|",
                     np.median(mean), provenance="as the closed form takes them; above, the mean "
                     "over how many rows propose")  # fmt: skip
+    if spread:
+        yield statistic(
+            "measured step over plain step: standard error, median over settings",
+            np.median(spread), provenance="of the measurement itself, from groups of prompts "
+            f"measured one by one; 90th percentile {100 * np.quantile(spread, 0.9):.1f} %",
+        )  # fmt: skip
     for batch in sorted({c.batch for c in found}):
         own = [abs(c.predicted_speedup / c.speedup - 1) for c in found if c.batch == batch]
         yield statistic(f"speedup, batch {batch}: median |error|", np.median(own),

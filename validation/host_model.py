@@ -160,7 +160,7 @@ def fit_host(traces: HostTraces) -> HostModel:
     source = table(traces, {m: p.spec.name for m, p in drafts.items() if p is not None})
     temperatures = dict.fromkeys(u.temperature for u in traces.of(purpose="host"))
     host = {
-        (method, temperature): fit_host_time(traces, source, method, temperature)
+        (method, temperature): fit_host_time(traces, method, temperature)
         for method in methods
         for temperature in temperatures
     }
@@ -171,28 +171,25 @@ def fit_host(traces: HostTraces) -> HostModel:
     return HostModel(traces=traces, source=source, host=host, laws=laws)
 
 
-def fit_host_time(traces: HostTraces, source: Table, method: str, temperature: float) -> HostTime:
+def fit_host_time(traces: HostTraces, method: str, temperature: float) -> HostTime:
     """What steps of the fitting half took beyond their passes: least squares with constants
     ≥ 0, errors relative to the step, plain steps and steps of this method.
 
-    The target's pass counts as it was timed in the step; the draft's as its timed pass apart,
-    at the speed that the machine had just then (the target's pass in the step over the one
-    timed apart), so that a machine that drifts does not look like host time.
+    Passes of target and draft count as they were timed in the step, so that a machine that was
+    slower just then does not look like host time. (Taking the draft's passes as timed apart,
+    at the speed of the target's pass of that step, was tried: a machine whose memory is busy
+    slows passes of one token more than those of several, and the difference came out as 5 ms
+    of host time.) A drafter without passes is host time.
     """
     from scipy.optimize import nnls
 
-    deployment = deployment_of(method, _NOTHING)
+    has_passes = deployment_of(method, _NOTHING).draft.model is not None
     design, target = [], []
     for unit in traces.of(purpose="host", temperature=temperature):
-        k = unit.num_draft_tokens
-        if k and unit.method != method:
+        if unit.num_draft_tokens and unit.method != method:
             continue
-        rows, drafted = unit.column("rows"), unit.column("drafted")
-        context, whole = unit.column("context") / rows, unit.column("whole_s")
-        placed = deployment if k else deployment.without_draft()
-        apart = decode_step(placed, source, k, rows, context, drafted / rows)
-        verify = unit.column("verify_s")
-        passes = verify * (1 + np.asarray(apart.draft.seconds / apart.verify.seconds, dtype=float))
+        rows, drafted, whole = (unit.column(n) for n in ("rows", "drafted", "whole_s"))
+        passes = unit.column("verify_s") + has_passes * unit.column("draft_s")
         columns = (np.ones_like(rows), rows, drafted, drafted > 0)
         design.append(np.asarray(np.stack(columns, axis=1), dtype=float) / whole[:, None])
         target.append((whole - passes) / whole)

@@ -1,15 +1,15 @@
 """What is measured on a CPU: prompts in two halves, and units of a few seconds each.
 
-A unit decodes some prompts under one setting. Units of one group of prompts follow each
-other, plain decoding among them and in an order that rotates, so that a machine that
-drifts slows all settings alike. One half of the prompts (`fit`) gives acceptance and host
-time, the other (`report`) is only compared with.
+A unit decodes some prompts under one setting. Units of one group of prompts, plain decoding
+among them, are decoded in turn, step by step (`validation.host_decode`), so that a machine
+that drifts slows all settings alike. One half of the prompts (`fit`) gives acceptance and
+host time, the other (`report`) is only compared with.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from reference.prompts import DOMAINS, Prompt, load_prompts
@@ -50,6 +50,16 @@ class Unit:
             f"{self.purpose}/{self.method}/k{self.num_draft_tokens}/t{self.temperature:g}"
             f"/b{self.batch}/{self.domain}/{self.group}"
         )
+
+
+def grouped(units: Iterable[Unit]) -> list[list[Unit]]:
+    """Units that decode the same prompts for the same purpose, together."""
+    return [
+        list(same)
+        for _, same in itertools.groupby(
+            units, key=lambda u: (u.purpose, u.domain, u.temperature, u.batch, u.group)
+        )
+    ]
 
 
 def halves(domain: str) -> tuple[list[Prompt], list[Prompt]]:

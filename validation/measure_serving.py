@@ -105,16 +105,21 @@ def rounded(record: RequestRecord) -> RequestRecord:
     )  # fmt: skip
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure; see the module."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(
         prog="python -m validation.measure_serving", description=__doc__
     )
-    parser.add_argument("--out", type=Path, default=Path("validation/data/serving"))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--span", type=float, default=SPAN_S, help="seconds of arrivals")
-    options = parser.parse_args(arguments)
+    found.add_argument("--out", type=Path, default=Path("out/serving"))
+    found.add_argument("--threads", type=int, default=1)
+    found.add_argument("--dtype", default="bfloat16")
+    found.add_argument("--span", type=float, default=SPAN_S, help="seconds of arrivals")
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure; see the module."""
+    options = parser().parse_args(arguments)
     threads, start = set_threads(options.threads), time.monotonic()
     target = load(TARGET, dtype=choose_dtype(options.dtype), device=torch.device("cpu"))
     warm_up(target.model, (1, 128))
