@@ -166,6 +166,12 @@ class TestStep:
         without = float(prefill_seconds(made.without_draft(), source, 1000))
         assert with_draft - without == pytest.approx(1 + 1e-3 + 1e-3)
 
+    def test_prompt_tokens_cost_the_engine_too(self) -> None:
+        made = deployment().without_draft()
+        slow = dataclasses.replace(made, runtime=runtime(prompt_token_s=5e-3, step_s=0.25))
+        plain, more = (float(prefill_seconds(d, Ledger(), 1000)) for d in (made, slow))
+        assert more - plain == pytest.approx(5 + 0.25)
+
     @pytest.mark.parametrize(("k", "batch", "context"), [(-1, 1, 1), (1, 0, 1), (1, 1, -1)])
     def test_refused(self, k: int, batch: int, context: int) -> None:
         with pytest.raises(ValueError, match=r"< [01]"):

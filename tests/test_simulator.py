@@ -238,6 +238,7 @@ def plain_engine(given_setup: Setup) -> list[list[float]]:
         pairs += sum(n * (r.computed + (n + 1) / 2) for r, n in chunks.items())
         seqs = len(decoding) + len(chunks)
         now += cost.target_s(tokens, seqs, seqs, kv, pairs) + cost.host_s(seqs, 0)
+        now += given_setup.deployment.runtime.prompt_token_s.value * sum(chunks.values())
         for r in decoding:
             r.computed += 1
         for r, n in chunks.items():

@@ -14,8 +14,19 @@ import numpy as np
 from specsim.catalogue import Estimate, RuntimeSpec, loader
 from specsim.cost.roofline import Roofline
 from specsim.cost.step import target_pass
-from validation.full_steps import FITTED_BATCHES, vllm_deployment, vllm_grid, vllm_published
+from specsim.cost.work import Work
+from validation.full_steps import (
+    FITTED_BATCHES,
+    VLLM_FIT,
+    VLLM_REST_S,
+    vllm_deployment,
+    vllm_grid,
+    vllm_published,
+)
 from validation.published_steps import magicdec_gpu, predict, published
+
+#: Prompt lengths of `full_steps.vllm_grid`'s contexts, and new tokens of a pass in vLLM.
+PROMPTS, PASS_TOKENS = (128, 256, 512, 1024, 2048), 8192
 
 
 def set_constants(runtime: RuntimeSpec, **seconds: float) -> RuntimeSpec:
@@ -62,6 +73,30 @@ def fit_vllm() -> dict[str, float]:
 
     (sequence, token), _ = minimise(loss, (5e-6, 1e-5))
     return {"sequence_s": sequence, "token_s": token}
+
+
+def fit_vllm_prompts() -> dict[str, float]:
+    """What a prompt token takes beyond the roofline: passes over whole prompts, as the
+    published fit has them, in the batches and lengths of `fit_vllm` that one pass holds."""
+    placed, source = vllm_deployment("eagle"), Roofline(gpu=loader.gpu("h100"))
+    batch, prompt = np.meshgrid(FITTED_BATCHES, PROMPTS, indexing="ij")
+    inside = batch * prompt <= PASS_TOKENS
+    batch, prompt = batch[inside].astype(float), prompt[inside].astype(float)
+    tokens = batch * prompt
+    base, token, _ = VLLM_FIT  # its authors count no key as cached during the prefill
+    observed = base + token * tokens + VLLM_REST_S
+    work = Work(
+        tokens=tokens, sequences=batch, logit_rows=batch, kv_tokens=tokens,
+        pairs=tokens * (prompt + 1) / 2,
+    )  # fmt: skip
+    host = placed.runtime.step_s.value + placed.runtime.sequence_s.value * batch
+    roofline = source.work_time(placed.target, work).seconds + host
+
+    def loss(constants: Sequence[float]) -> float:
+        return float(np.mean(np.abs(np.log((roofline + constants[0] * tokens) / observed))))
+
+    (prompt_token,), _ = minimise(loss, (5e-6,))
+    return {"prompt_token_s": prompt_token}
 
 
 def fit_magicdec() -> dict[str, float]:
@@ -112,7 +147,10 @@ def fit_sglang() -> dict[str, float]:
 
 def main() -> int:
     """Print the constants."""
-    for name, fit in (("vllm-0.10", fit_vllm), ("magicdec", fit_magicdec), ("sglang", fit_sglang)):
+    for name, fit in (
+        ("vllm-0.10", fit_vllm), ("vllm-0.10", fit_vllm_prompts), ("magicdec", fit_magicdec),
+        ("sglang", fit_sglang),
+    ):  # fmt: skip
         for constant, value in fit().items():
             unit = "" if constant.endswith("_share") else " µs"
             print(f"{name}: {constant} = {value * (1e6 if unit else 1):.4g}{unit}")

@@ -73,6 +73,7 @@ _RUNTIME_CONSTANTS = (
     "layer",
     "sequence",
     "token",
+    "prompt_token",
     "draft_step",
     "draft_pass",
     "draft_layer",

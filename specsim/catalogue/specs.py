@@ -126,10 +126,11 @@ class RuntimeSpec:
     All in seconds: `step_s` once a step (scheduling, input preparation, sampling
     launch), `layer_s` per layer and forward pass (launches not hidden by a CUDA graph),
     `sequence_s` per sequence in the batch, `token_s` per token verified beyond the first
-    of each sequence, `draft_step_s` once per draft round, `draft_pass_s` per draft
-    forward pass, `draft_layer_s` per layer of each of them, `ngram_s` per sequence and
-    step that looks drafts up in the prompt. `graph_sizes` are the padded token counts of
-    CUDA graphs (() = none; beyond `max_graph_tokens` a step runs without one).
+    of each sequence, `prompt_token_s` per prompt token of a pass, `draft_step_s` once per
+    draft round, `draft_pass_s` per draft forward pass, `draft_layer_s` per layer of each of
+    them, `ngram_s` per sequence and step that looks drafts up in the prompt. `graph_sizes`
+    are the padded token counts of CUDA graphs (() = none; beyond `max_graph_tokens` a step
+    runs without one).
     """
 
     name: str
@@ -139,6 +140,7 @@ class RuntimeSpec:
     layer_s: Estimate
     sequence_s: Estimate
     token_s: Estimate
+    prompt_token_s: Estimate
     draft_step_s: Estimate
     draft_pass_s: Estimate
     draft_layer_s: Estimate

@@ -114,4 +114,6 @@ def prefill_seconds(deployment: Deployment, source: CostSource, prompt_tokens: A
     draft = deployment.draft
     if draft.model is not None and draft.method not in ("early-exit", "medusa"):
         seconds = seconds + source.work_time(draft.model, work).seconds
-    return np.asarray(seconds + deployment.runtime.step_s.value)
+    runtime = deployment.runtime
+    extra = runtime.prompt_token_s.value * np.asarray(prompt_tokens, dtype=float)
+    return np.asarray(seconds + extra + runtime.step_s.value)

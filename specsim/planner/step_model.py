@@ -120,6 +120,7 @@ def _prefill(
     alone = source.work_time(deployment.target, decoding).seconds
     mixed = source.work_time(deployment.target, decoding + Work.prefill(1, prompts[None, :]))
     added = np.maximum(mixed.seconds - alone, 0.0)
+    added = added + deployment.runtime.prompt_token_s.value * prompts[None, :]
     return np.asarray(added + _draft_prefill(deployment, source, prompts)[None, :])
 
 

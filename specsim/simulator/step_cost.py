@@ -56,6 +56,7 @@ class StepCost:
         self._step_s = runtime.step_s.value
         self._sequence_s = runtime.sequence_s.value
         self._token_s = runtime.token_s.value
+        self.prompt_token_s = runtime.prompt_token_s.value
         self._draft_step_s = runtime.draft_step_s.value
 
     def target_s(

@@ -105,7 +105,7 @@ class StepTimer:
         if prompts is None:
             target = cost.target_s(load.tokens, count, load.rows, load.kv_tokens, load.pairs)
             host = cost.host_s(count, num_drafted)
-            prompt_draft = 0.0
+            prompts_s = 0.0
             self.verify_s += target
         else:
             tokens = load.tokens + prompts.tokens
@@ -114,11 +114,13 @@ class StepTimer:
                 load.kv_tokens + prompts.kv_tokens, load.pairs + prompts.pairs,
             )  # fmt: skip
             host = cost.host_s(count + prompts.sequences, num_drafted)
-            prompt_draft = cost.draft_prefill_s(prompts) if self._loaded else 0.0
-            # a mixed pass is split by tokens; the drafter's pass over prompts is prefill
+            prompts_s = cost.draft_prefill_s(prompts) if self._loaded else 0.0
+            # a mixed pass is split by tokens; what only prompts take is prefill: the
+            # drafter's pass over them, and what the engine adds to each of their tokens
             verify = target * load.tokens / tokens
             self.verify_s += verify
-            self.prefill_s += target - verify + prompt_draft
+            prompts_s += cost.prompt_token_s * prompts.tokens
+            self.prefill_s += target - verify + prompts_s
             self.prefill_tokens += prompts.tokens
         draft = self._draft_seconds(k, count, target) if count and self._loaded else 0.0
         self.draft_s += draft
@@ -127,8 +129,8 @@ class StepTimer:
         if self.steps % self._sample_every == 0:
             self._sample(load, prompts or Load())
         self.steps += 1
-        self.last = (draft, target + prompt_draft, host)
-        return draft + target + prompt_draft + host
+        self.last = (draft, target + prompts_s, host)
+        return draft + target + prompts_s + host
 
     def _draft_seconds(self, k: Any, count: int, target_s: float) -> float:
         """Time that drafting adds to the step. A scheduled K = 0 still keeps the drafter's
