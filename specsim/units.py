@@ -32,6 +32,9 @@ SCALE_BYTES: dict[str, float] = {"int4": 2.0 / 128, "fp4": 1.0 / 16}
 def dtype_bytes(dtype: str) -> float:
     """Bytes per stored weight or cache element, scales included.
 
+    >>> dtype_bytes("bf16")
+    2.0
+
     Raises:
         ValueError: if `dtype` is not one of `DTYPE_BYTES`.
     """
@@ -41,7 +44,11 @@ def dtype_bytes(dtype: str) -> float:
 
 
 def human_bytes(num_bytes: float) -> str:
-    """`1.5e9` → `'1.50 GB'` (decimal units, as GPU vendors print them)."""
+    """Decimal units, as GPU vendors print them.
+
+    >>> human_bytes(1.5e9)
+    '1.50 GB'
+    """
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if abs(num_bytes) >= scale:
             return f"{num_bytes / scale:.2f} {unit}"
@@ -49,7 +56,11 @@ def human_bytes(num_bytes: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """`0.0123` → `'12.30 ms'`."""
+    """With the unit that keeps it short.
+
+    >>> human_seconds(0.0123)
+    '12.30 ms'
+    """
     for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if abs(seconds) >= scale:
             return f"{seconds / scale:.2f} {unit}"

@@ -31,6 +31,11 @@ class Iid(Law):
 
     Leviathan et al. 2023, equation 1: τ = (1 − α^{K+1}) / (1 − α). `standard_error` is
     that of α, where it was measured; `measured_to` the K of a single τ or r behind it.
+
+    >>> Iid(0.8).survival(3).round(3).tolist()
+    [0.8, 0.64, 0.512]
+    >>> round(Iid(0.8).acceptance_length(4), 3)
+    3.362
     """
 
     alpha: float
@@ -67,6 +72,9 @@ class PerPosition(Law):
     Beyond the last given position the last hazard goes on (an extrapolation:
     `measured_to` tells where it starts), unless the draft `ends` there: then nothing
     beyond it is accepted (a tree of that depth). `low` and `high` bound the hazards.
+
+    >>> PerPosition((0.8, 0.9)).survival(3).round(3).tolist()
+    [0.8, 0.72, 0.648]
     """
 
     conditional: tuple[float, ...]

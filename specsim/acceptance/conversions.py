@@ -35,6 +35,9 @@ AMBIGUOUS = "'acceptance rate' may mean four different numbers; say which one: "
 def survival_from_conditional(conditional: Sequence[float]) -> list[float]:
     """s_i = h_1 ⋯ h_i.
 
+    >>> survival_from_conditional([0.5, 0.5])
+    [0.5, 0.25]
+
     Raises:
         ValueError: if a value is outside [0, 1].
     """
@@ -45,6 +48,9 @@ def survival_from_conditional(conditional: Sequence[float]) -> list[float]:
 
 def conditional_from_survival(survival: Sequence[float]) -> list[float]:
     """h_i = s_i / s_{i−1}; 0 after survival has reached 0.
+
+    >>> conditional_from_survival([0.5, 0.25])
+    [0.5, 0.5]
 
     Raises:
         ValueError: if a value is outside [0, 1] or survival rises.
@@ -71,6 +77,9 @@ def acceptance_length_from_alpha(alpha: float, num_draft_tokens: int) -> float:
 def alpha_from_acceptance_length(acceptance_length: float, num_draft_tokens: int) -> float:
     """The α whose i.i.d. law has this τ at K: the inverse of equation 1.
 
+    >>> round(alpha_from_acceptance_length(3.3616, 4), 4)
+    0.8
+
     Raises:
         ValueError: unless 1 ≤ τ ≤ K + 1.
     """
@@ -87,6 +96,9 @@ def alpha_from_acceptance_length(acceptance_length: float, num_draft_tokens: int
 
 def alpha_from_draft_acceptance_rate(rate: float, num_draft_tokens: int) -> float:
     """The α whose i.i.d. law accepts this share of K drafted tokens.
+
+    >>> round(alpha_from_draft_acceptance_rate(0.5904, 4), 4)
+    0.8
 
     Raises:
         ValueError: unless 0 ≤ r ≤ 1 and K ≥ 1.
@@ -119,6 +131,9 @@ def law_from_figure(
     """The law behind one reported figure (`kind` is a key of `FIGURES`).
 
     τ and r are one number measured at one K: the i.i.d. law that reproduces it.
+
+    >>> law_from_figure("survival", [0.7, 0.5]).acceptance_length(2)
+    2.2
 
     Raises:
         ValueError: for an unknown or ambiguous kind, an impossible value, or a missing K.

@@ -43,6 +43,19 @@ def predict(
     Raises:
         ValueError: for impossible values or parts that do not go together.
         UnknownNameError: for a name that the catalogue does not have.
+
+    Example:
+        >>> import specsim as ss
+        >>> table = ss.predict(
+        ...     target="llama-3.1-8b", draft="llama-3.2-1b", gpu="h100-sxm",
+        ...     acceptance=ss.acceptance.Iid(0.8), num_draft_tokens=range(1, 9), batch=[1, 8],
+        ... )
+        >>> len(table.to_frame())
+        16
+        >>> round(table.rows()[3]["acceptance_length"], 2)
+        3.36
+        >>> table.best["speedup"] > 1
+        True
     """
     placed = PlacedModel(
         spec=catalogue.model(target) if isinstance(target, str) else target,

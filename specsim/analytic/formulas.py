@@ -19,6 +19,9 @@ def acceptance_length(alpha: Any, num_draft_tokens: Any) -> Array:
 
     Leviathan et al. 2023, equation 1. Shapes broadcast.
 
+    >>> acceptance_length(0.8, [1, 4, 8]).round(3).tolist()
+    [1.8, 3.362, 4.329]
+
     Raises:
         ValueError: if α is outside [0, 1] or K < 0 anywhere.
     """
@@ -37,7 +40,11 @@ def speedup(
     acceptance_length: Any, num_draft_tokens: Any, cost_ratio: Any, verify_ratio: Any = 1.0
 ) -> Array:
     """τ / (K·c + v): Leviathan et al. 2023, Theorem 3.8, with v = 1 there. Shapes
-    broadcast; K = 0 gives 1 (no draft, an ordinary pass)."""
+    broadcast; K = 0 gives 1 (no draft, an ordinary pass).
+
+    >>> float(speedup(acceptance_length(0.8, 4), 4, cost_ratio=0.1).round(2))
+    2.4
+    """
     tau = np.asarray(acceptance_length, dtype=float)
     k = np.asarray(num_draft_tokens, dtype=float)
     verify = np.where(k == 0, 1.0, verify_ratio)
@@ -48,6 +55,9 @@ def break_even_cost_ratio(
     acceptance_length: float, num_draft_tokens: int, wanted: float = 1.0, verify_ratio: float = 1.0
 ) -> float:
     """The largest c with which K drafts still reach the speedup `wanted` (negative: none).
+
+    >>> round(break_even_cost_ratio(3.362, 4), 3)
+    0.591
 
     Raises:
         ValueError: if K < 1.

@@ -112,6 +112,13 @@ def what_if(
         UnknownNameError: for a name that the catalogue does not have.
         ValueError: for a draft that does not go with the target, alpha outside [0, 1],
             batch < 1 or context < 1.
+
+    Example:
+        >>> answer = what_if(
+        ...     target="llama-3.1-70b", draft="llama-3.2-1b", gpu="h100-sxm", alpha=0.8
+        ... )
+        >>> answer.best["speedup"] > 1, answer.rows[0]["speedup"]
+        (True, 1.0)
     """
     if context < 1:
         raise ValueError(f"context={context} < 1")

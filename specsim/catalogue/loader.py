@@ -65,6 +65,9 @@ def model(name: str | os.PathLike[str]) -> ModelSpec:
     A name that ends in `.json`, or that contains a path separator and exists, is read as a
     file (or a directory that holds a `config.json`).
 
+    >>> model("llama-3.1-8b").num_layers
+    32
+
     Raises:
         UnknownNameError: if the catalogue does not have it; suggests the nearest.
         ConfigError: if a file cannot be read as the configuration of a supported model.
@@ -105,6 +108,9 @@ def _config(name: str) -> dict[str, Any]:
 
 def gpu(name: str) -> GpuSpec:
     """A GPU (or TPU) by name or alias: `h100`, `h100-sxm`, `h100-sxm-80gb`.
+
+    >>> gpu("h100-sxm").name
+    'h100-sxm-80gb'
 
     Raises:
         UnknownNameError: if the catalogue does not have it; suggests the nearest.

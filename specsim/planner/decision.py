@@ -224,6 +224,18 @@ def plan(
     Raises:
         DoesNotFitError: if the target does not fit on the GPUs.
         SpecsimError: for names and limits that are not valid.
+
+    Example:
+        >>> import specsim as ss
+        >>> scenario = ss.Scenario.from_dict({
+        ...     "target": {"model": "llama-3.1-8b"}, "draft": {"model": "llama-3.2-1b"},
+        ...     "hardware": {"gpu": "h100-sxm"}, "acceptance": {"alpha": 0.75},
+        ...     "workload": {"arrivals": {"process": "poisson", "rate_per_s": 2.0}},
+        ...     "slo": {"tpot_s": 0.03},
+        ... })
+        >>> plan = ss.plan(scenario, drafts=["llama-3.2-1b"], simulate=False)
+        >>> plan.best.draft.model, len(plan.answers)
+        ('llama-3.2-1b', 10)
     """
     say = progress or (lambda line: None)
     chosen = Scenario.from_dict(BUILT_IN, "built-in scenario") if scenario is None else scenario

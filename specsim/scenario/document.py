@@ -36,7 +36,12 @@ if TYPE_CHECKING:
 
 
 class Scenario(Section):
-    """One run. Every section has defaults; see the classes above."""
+    """One run. Every section has defaults; see the classes above.
+
+    >>> scenario = Scenario.from_dict({"target": {"model": "llama-3.1-8b"}, "seed": 7})
+    >>> scenario.with_set(["draft.num_draft_tokens=6"]).draft.num_draft_tokens
+    6
+    """
 
     target: Target = Target()
     draft: DraftKeys = DraftKeys()

@@ -52,6 +52,19 @@ def simulate(
         DoesNotFitError: if the model does not fit; says by how much and what would help.
         SpecsimError: for a scenario or trace that is not valid.
         ValueError: for max_requests < 1 or max_seconds <= 0.
+
+    Example:
+        >>> import specsim as ss
+        >>> scenario = ss.Scenario.from_dict({
+        ...     "target": {"model": "llama-3.1-8b"}, "draft": {"model": "llama-3.2-1b"},
+        ...     "hardware": {"gpu": "h100-sxm"}, "acceptance": {"alpha": 0.75},
+        ...     "workload": {"arrivals": {"process": "poisson", "rate_per_s": 2.0}},
+        ... })
+        >>> result = ss.simulate(scenario, max_requests=20)
+        >>> len(result.requests)
+        20
+        >>> bool((result.requests.ttft_s > 0).all())
+        True
     """
     setup, warnings = make_setup(scenario, source=source, law=law, max_requests=max_requests)
     if max_seconds is not None and not (max_seconds > 0 and math.isfinite(max_seconds)):
