@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from specsim.planner import plan as plan
     from specsim.planner import sweep as sweep
     from specsim.scenario import Scenario as Scenario
+    from specsim.simulator.replications import replicate as replicate
     from specsim.simulator.run import simulate as simulate
 
 #: Public name → the module that defines it.
@@ -37,6 +38,7 @@ _EXPORTS = {
     "Plan": "specsim.planner",
     "sweep": "specsim.planner",
     "Sweep": "specsim.planner",
+    "replicate": "specsim.simulator.replications",
     "simulate": "specsim.simulator.run",
 }
 _MODULES = ("acceptance", "deployment", "errors", "plots", "records", "units")
@@ -56,6 +58,7 @@ __all__ = [
     "plots",
     "predict",
     "records",
+    "replicate",
     "runtime",
     "simulate",
     "sweep",

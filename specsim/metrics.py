@@ -219,6 +219,25 @@ def batch_means_interval(values: Array) -> tuple[float, float] | None:
     return centre - reach, centre + reach
 
 
+def mean_interval(
+    values: Sequence[float],
+) -> tuple[float | None, float | None, tuple[float, float] | None]:
+    """Mean of independent values, its standard error, and its 95 % interval (Student's t).
+
+    None where there are too few: no value, or fewer than two for the error."""
+    found = np.asarray(values, dtype=float)
+    if not len(found):
+        return None, None, None
+    mean = float(found.mean())
+    if len(found) < 2:
+        return mean, None, None
+    from scipy.special import stdtrit
+
+    error = float(found.std(ddof=1)) / math.sqrt(len(found))
+    reach = float(stdtrit(len(found) - 1, 0.975)) * error
+    return mean, error, (mean - reach, mean + reach)
+
+
 def weighted_distribution(values: Array, weights: Array) -> Distribution:
     """`distribution` of values that occur `weights` times each (whole numbers)."""
     kept = weights > 0

@@ -16,6 +16,7 @@ from specsim.metrics import (
     distribution,
     e2e,
     little,
+    mean_interval,
     meets,
     service_metrics,
     tpot,
@@ -165,3 +166,14 @@ def test_little_by_hand() -> None:
         [record("a", 0.0, [1.0, 4.0], [1, 1]), record("b", 2.0, [3.0], [1])]
     )
     assert little(served) == pytest.approx((5 / 4, 2 / 4 * 2.5))
+
+
+def test_mean_of_independent_values() -> None:
+    """By hand: 1, 2, 4 have mean 7/3 and standard error √(7/3/3); t₂ at 97.5 % is 4.303."""
+    mean, error, interval = mean_interval([1.0, 2.0, 4.0])
+    assert mean == pytest.approx(7 / 3)
+    assert error == pytest.approx(math.sqrt(7) / 3)
+    assert interval == pytest.approx((7 / 3 - 4.30265 * math.sqrt(7) / 3,
+                                      7 / 3 + 4.30265 * math.sqrt(7) / 3), rel=1e-5)  # fmt: skip
+    assert mean_interval([3.0]) == (3.0, None, None)
+    assert mean_interval([]) == (None, None, None)

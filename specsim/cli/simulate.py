@@ -2,6 +2,8 @@
 
 SCENARIO is a YAML file (docs/scenario.md). Ctrl-C ends the run and prints what is finished.
 
+With --replications, several runs with independent seeds: every number with its standard error.
+
 Example: specsim simulate examples/chat-70b.yaml --set workload.arrivals.rate_per_s=8
 """
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +43,13 @@ def command(
     plot: Annotated[
         Path | None, typer.Option(help="Write a figure to FILE.png or FILE.svg.")
     ] = None,
+    replications: Annotated[
+        int | None,
+        typer.Option(min=2, help="Run so often, with independent seeds: means and their errors."),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(help="Processes for the replications; -1 is one per core.")
+    ] = -1,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> int:
     """See the module's docstring, which is this command's help."""
@@ -50,6 +60,13 @@ def command(
     _check_outputs(records, timeline, plot)
     if max_seconds is not None and not 0 < max_seconds < float("inf"):
         raise ScenarioError(f"--max-seconds {max_seconds}: expected a time > 0")
+    if replications is not None:
+        for option, path in (("--records", records), ("--timeline", timeline), ("--plot", plot)):
+            if path is not None:
+                raise ScenarioError(f"{option} shows one run: not with --replications")
+        if workers == 0 or workers < -1:
+            raise ScenarioError(f"--workers {workers}: expected a number of processes, or -1")
+        return _replicated(described, replications, workers, max_requests, max_seconds, as_json)
     log = StepLog() if timeline is not None else None
     progress = ProgressLine() if sys.stderr.isatty() else None
     result = simulate(
@@ -66,6 +83,42 @@ def command(
         for warning in summary["warnings"]:
             warn(warning["code"], warning["message"])
     return EXIT_INTERRUPTED if summary.get("interrupted") else 0
+
+
+def _replicated(
+    described: Scenario, replications: int, workers: int, max_requests: int | None,
+    max_seconds: float | None, as_json: bool,
+) -> int:  # fmt: skip
+    from specsim.simulator.replications import replicate
+
+    bar = ReplicationBar() if sys.stderr.isatty() else None
+    done = replicate(
+        described, replications, workers=workers, max_requests=max_requests,
+        max_seconds=max_seconds, progress=bar,
+    )  # fmt: skip
+    if bar is not None:
+        bar.clear()
+    summary = done.to_dict()
+    if as_json:
+        print_json(summary)
+    else:
+        print_replications(summary)
+        for warning in summary["warnings"]:
+            warn(warning["code"], warning["message"])
+    return EXIT_INTERRUPTED if done.interrupted else 0
+
+
+class ReplicationBar:
+    """Replications done, on one line of the terminal."""
+
+    def __call__(self, done: int, total: int) -> None:
+        """Redraw."""
+        sys.stderr.write(f"\r[{'#' * (20 * done // total):<20}] {done}/{total} replications ")
+        sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Remove the line."""
+        sys.stderr.write("\r" + " " * 78 + "\r")
 
 
 class ProgressLine:
@@ -153,6 +206,56 @@ def print_summary(summary: dict[str, Any]) -> None:
     print()
     print(f"Cost: {summary['sources']['cost']}")
     print(f"Acceptance: {summary['sources']['acceptance']}")
+
+
+#: What `print_replications` shows: label, path in the summary, how to write a number.
+_SHOWN: tuple[tuple[str, tuple[str, ...], Callable[[float], str]], ...] = (
+    *(
+        (f"{label}, {q}", (name, q), human_seconds)
+        for name, label in (
+            ("ttft_s", "time to first token"), ("tpot_s", "time per output token"),
+            ("itl_s", "gap between chunks"), ("e2e_s", "end to end"),
+        )
+        for q in ("mean", "p50", "p99")
+    ),
+    ("output tokens/s", ("throughput_tokens_per_s",), "{:.1f}".format),
+    ("requests/s", ("throughput_requests_per_s",), "{:.3f}".format),
+    ("requests/s within the objective", ("goodput_requests_per_s",), "{:.3f}".format),
+    ("tokens per step", ("acceptance_length",), "{:.3f}".format),
+    ("mean decoding batch", ("mean_batch",), "{:.2f}".format),
+    ("idle share", ("utilisation", "idle"), "{:.1%}".format),
+    ("KV cache in use", ("kv_occupancy",), "{:.1%}".format),
+    ("preemptions", ("preemptions",), "{:.1f}".format),
+)  # fmt: skip
+
+
+def print_replications(summary: dict[str, Any]) -> None:
+    """Means over replications, their standard errors and intervals, for a person."""
+    runs = summary["replications"]
+    print(
+        f"{runs['count']} of {runs['asked']} replications, {summary['completed']:.0f} of "
+        f"{summary['requests']:.0f} requests in each"
+    )
+    print()
+    rows = []
+    for label, path, text in _SHOWN:
+        mean, error, interval = (
+            _at(part, path) for part in (summary, runs["standard_error"], runs["ci95"])
+        )
+        rows.append([
+            label, *("-" if x is None else text(x) for x in (mean, error)),
+            "-" if interval is None else " - ".join(text(x) for x in interval),
+        ])  # fmt: skip
+    print_table(["", "mean", "standard error", "95 % interval"], rows)
+    print()
+    print(f"Cost: {summary['sources']['cost']}")
+    print(f"Acceptance: {summary['sources']['acceptance']}")
+
+
+def _at(nested: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        nested = nested[key]
+    return nested
 
 
 def _facts(s: dict[str, Any]) -> list[list[str]]:
