@@ -92,6 +92,17 @@ class TestDraftRound:
         draft_round(made, source, 8, 2, 100)
         assert [a[1] for a in source.asked] == [2 * 9]
 
+    def test_a_target_that_drafts_for_itself_costs_a_plain_steps_work_per_sequence(self) -> None:
+        batch, k = np.array([1.0, 50.0]), 3
+        for draft, passes in (({"method": "sparse-kv", "kv_budget": 512}, k),
+                              ({"model": ss.model("llama-3.2-1b")}, 0)):  # fmt: skip
+            bare, busy = (
+                draft_round(deployment(draft, runtime=runtime(sequence_s=each)), Ledger(), k,
+                            batch, 4000).seconds
+                for each in (0.0, 2e-5)
+            )  # fmt: skip
+            np.testing.assert_allclose(busy - bare, passes * 2e-5 * batch, atol=1e-12)
+
     def test_ngram_runs_no_model(self) -> None:
         made = deployment({"method": "ngram"}, runtime=runtime(ngram_s=1e-5))
         source = Ledger()

@@ -17,7 +17,16 @@ from specsim.fitting.choose import observations
 from specsim.fitting.families import fit_hazard
 from specsim.records import RequestRecord
 from validation import __main__ as command
-from validation import comparisons, host, host_model, peers, published_steps, serving
+from validation import (
+    comparisons,
+    host,
+    host_model,
+    peers,
+    published,
+    published_rows,
+    published_steps,
+    serving,
+)
 from validation.comparisons import Comparison
 from validation.host_model import deployment_of, fit_host
 from validation.host_plan import EARLY_EXIT, acceptance_units, halves, host_units, report_units
@@ -107,6 +116,26 @@ def test_steps_are_rows_of_the_published_table() -> None:
     assert {s.gpu for s in published_steps.published("20780")} == {"h100"}
     with pytest.raises(KeyError, match="MagicDec, vLLM issue #20780, SpecForge"):
         published_steps.published("Leviathan")
+
+
+def test_a_served_speedup_counts_the_reading_of_prompts() -> None:
+    """(N·t + B·p) / (N/τ·t' + B·p'): prompts hold up both sides alike and draw the ratio to 1."""
+    cases, _ = published_rows.cases(("C_tau_hw", "D_hw_only"))
+    case = next(c for c in cases if c.served and c.tau and c.batch == 32)
+    outcome = published.Outcome(case=case, plain_s=0.004, step_s=0.010, read_s=(0.005, 0.006))
+    tokens, tau = 2 * (case.context - case.prompt_tokens), case.tau
+    plain = tokens * 0.004 + 32 * 0.005
+    assert outcome.speedup == pytest.approx(plain / (tokens / tau * 0.010 + 32 * 0.006))
+    steps = replace(outcome, case=replace(case, served=False))
+    assert steps.speedup == pytest.approx(tau / 2.5)
+    assert abs(outcome.speedup - 1) < abs(steps.speedup - 1)
+    whole = published.predict(case)
+    assert whole.read_s[1] > whole.read_s[0] > 0.5 * whole.plain_s  # a pass over all weights
+    served = {c.source.split(" (")[0] for c in cases if c.served}
+    assert served == {"DFlash", "EAGLE-3", "vLLM blog: EAGLE-3 on AMD Instinct",
+                      "vLLM blog: EAGLE 3.1"}  # fmt: skip
+    printed = [c for c in cases if "AMD" in c.source]
+    assert {(c.prompt_tokens, c.context) for c in printed} == {(1024, 1536)}
 
 
 def test_absent_data_neither_passes_nor_regresses() -> None:

@@ -51,6 +51,13 @@ CONTEXTS = {
     "livecodebench": 900, "financeqa": 900, "gpqa": 900, "Alpaca": 250,
 }  # fmt: skip
 DEFAULT_CONTEXT = 400
+#: Prompt tokens of a task, its template included; an answer is twice what its middle lies
+#: beyond the prompt.
+PROMPTS = {"GSM8K": 100, "HumanEval": 200, "Alpaca": 50, "Math500": 100, "MT-bench": 100}
+DEFAULT_PROMPT = 200
+#: Sources that print the throughput of a server with so many requests at a time, so that
+#: reading prompts is part of it; the others print the speed of decoding.
+SERVED = ("DFlash", "EAGLE-3 (Li", "vLLM blog: EAGLE-3", "vLLM blog: EAGLE 3.1")
 
 #: Trees that sources use without printing them: EAGLE's default tree (25 nodes, 5 deep),
 #: EAGLE-2/3's dynamic tree (60 nodes, 6 and 8 deep, 10 wide), Medusa's (63 nodes).
@@ -60,13 +67,14 @@ TREES = {
     "EAGLE-3": Tree(steps=8, topk=10, nodes=59),
     "Medusa": Tree(steps=4, topk=10, nodes=63),
 }
-ASSUMED = "context by task, trees by method where the source prints none"
+ASSUMED = "context and prompt by task, trees by method where the source prints none"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """A row that can be predicted. `num_draft_tokens` is the number of tokens verified
-    beyond the first; `tau` None where only the shape over batch is known."""
+    beyond the first; `tau` None where only the shape over batch is known. `served`: the
+    speedup is that of a server's throughput, prompts of `prompt_tokens` included."""
 
     label: str
     source: str
@@ -78,6 +86,8 @@ class Case:
     deployment: Deployment
     batch: int
     context: int
+    prompt_tokens: int
+    served: bool
     num_draft_tokens: int
     tau: float | None
     speedup: float
@@ -150,7 +160,9 @@ def _case(row: Mapping[str, str]) -> Case | str:
         deployment=Deployment(target=target, draft=draft, gpu=ss.gpu(gpu),
                               runtime=ss.runtime(runtime)),
         batch=int(float(row["batch_or_concurrency"].split(" ")[0])),
-        context=_context(row), num_draft_tokens=k, tau=tau, speedup=float(row["speedup"]),
+        context=_context(row), prompt_tokens=_prompt(row),
+        served=known and row["source"].startswith(SERVED), num_draft_tokens=k, tau=tau,
+        speedup=float(row["speedup"]),
         printed_digits=len(row["speedup"].partition(".")[2]),
     )  # fmt: skip
 
@@ -169,6 +181,13 @@ def _context(row: Mapping[str, str]) -> int:
     if text[:1].isdigit():
         return int(text.split(" ")[0]) + 64
     return CONTEXTS.get(row["task"], DEFAULT_CONTEXT)
+
+
+def _prompt(row: Mapping[str, str]) -> int:
+    printed = row["context_len"]
+    if printed.startswith("ISL "):
+        return int(printed.split(" ")[1])
+    return PROMPTS.get(row["task"], DEFAULT_PROMPT)
 
 
 def _draft(row: Mapping[str, str], target: PlacedModel):  # type: ignore[no-untyped-def]

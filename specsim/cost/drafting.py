@@ -34,7 +34,8 @@ def draft_round(
 
     Shapes: broadcast of num_draft_tokens, batch and context; 0 where K = 0. Host time of
     the runtime is in `step.overhead`, except where a pass waits for its launches, which
-    counts here.
+    counts here, and except for a target that drafts for itself: each of its passes costs
+    the engine per sequence what a plain step does.
     """
     draft = deployment.draft
     k = np.asarray(num_draft_tokens)
@@ -49,7 +50,10 @@ def draft_round(
     if draft.kv_budget is not None:
         seen = np.minimum(seen, draft.kv_budget)
     first_tokens, next_tokens = _tokens_per_pass(draft, k)
-    first: ForwardTime = _launched(
+    own = latency(
+        (draft.model is None) * deployment.runtime.sequence_s.value * np.asarray(batch, dtype=float)
+    )
+    first: ForwardTime = own + _launched(
         deployment, model, source.forward_time(model, batch, first_tokens, seen)
     )
     later_passes: Array = np.maximum(num_draft_passes(draft, k) - 1, 0)
@@ -60,7 +64,9 @@ def draft_round(
     middle = seen + first_tokens + next_tokens * (np.maximum(later_passes, 1) - 1) / 2
     if draft.kv_budget is not None:
         middle = np.minimum(middle, draft.kv_budget)
-    later = _launched(deployment, model, source.forward_time(model, batch, next_tokens, middle))
+    later = own + _launched(
+        deployment, model, source.forward_time(model, batch, next_tokens, middle)
+    )
     return first * drafts + later * later_passes
 
 
