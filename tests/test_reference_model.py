@@ -135,17 +135,33 @@ def test_gguf_logits_equal_transformers(family, architecture, tmp_path):
     assert float((fresh_logits(ours, tokens) - expected).abs().max()) <= TOLERANCE
 
 
-def test_packed_weights_change_nothing():
-    """oneDNN's layout gives the same product to rounding."""
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.02)])
+def test_packed_weights_change_nothing(dtype, tolerance, keep):
+    """oneDNN's layout gives the plain product to rounding (bfloat16: 8 bits), at any width."""
     linear = Linear(48, 64, bias=True)
-    torch.nn.init.normal_(linear.weight)
-    x = torch.randn(5, 48)
+    torch.nn.init.normal_(linear.weight, generator=torch.Generator().manual_seed(0))
+    linear = linear.to(getattr(torch, dtype))
+    inputs = [torch.randn(n, 48, generator=torch.Generator().manual_seed(n)) for n in (1, 5, 9)]
     with torch.inference_mode():
-        before = linear(x)
-        linear.pack()
-        after = linear(x)
-    assert (linear.packed is not None) == can_pack(torch.empty(2, 2))
-    torch.testing.assert_close(before, after, atol=1e-4, rtol=0)
+        before = [linear(x.to(linear.weight)) for x in inputs]
+        linear.pack(keep=keep)
+        after = [linear(x.to(before[0])) for x in inputs]
+    assert (linear.packed is not None) == can_pack(torch.empty(2, 2, dtype=before[0].dtype))
+    for plain, packed in zip(before, after, strict=True):
+        torch.testing.assert_close(plain, packed, atol=tolerance, rtol=tolerance)
+
+
+def test_packing_keeps_one_copy_of_a_float32_matrix():
+    """A tied output matrix of 49k rows would otherwise be a fifth of SmolLM2 once more."""
+    if not can_pack(torch.empty(2, 2)):
+        pytest.skip("oneDNN is not available")
+    shared, own = Linear(48, 64), Linear(48, 64)
+    shared.pack(keep=True)
+    own.pack()
+    assert shared.packed is not None
+    assert shared.packed.data_ptr() == shared.weight.data_ptr()
+    assert own.weight.numel() == 0
 
 
 @pytest.mark.parametrize("changes", [{}, {"qk_norm": True}, {"sliding_window": 4}])
