@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint types bench validate docs notebooks clean
+.PHONY: demo test test-slow lint types bench validate docs notebooks refresh clean
 
 demo: $(VENV)/.core  ## the main job: one deployment, as a table and a figure
 	mkdir -p out
@@ -35,6 +35,12 @@ docs: $(VENV)/.dev  ## the documentation as HTML in out/docs; needs no network
 
 notebooks: $(VENV)/.dev  ## execute the notebooks and keep their outputs
 	$(BIN)/python notebooks/execute.py
+
+# After a change of models or constants: every output and figure that pages show. What cannot
+# be regenerated is prose about them; read the diff.
+refresh: notebooks  ## console blocks, figures and notebooks as they are now
+	$(BIN)/python docs/figures.py
+	$(BIN)/python docs/console.py
 
 # Measures in out/ first: what is there from an interrupted run is gone on with, and the
 # recorded measurements are only replaced by whole ones.

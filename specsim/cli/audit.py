@@ -1,6 +1,8 @@
 """The ten claims of the article that specsim began with: verdict, assumptions, numbers.
 
 With --figures DIR one figure is drawn for each claim that has something to see.
+
+Example: specsim audit --figures out/claims
 """
 
 from __future__ import annotations

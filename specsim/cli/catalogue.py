@@ -1,6 +1,6 @@
 """What specsim knows: models, gpus, runtimes or acceptance figures, each with its source.
 
-Example: specsim catalogue gpus; specsim catalogue models llama-3.1-70b
+Example: specsim catalogue models llama-3.1-70b
 """
 
 from __future__ import annotations

@@ -55,7 +55,14 @@ class _LazyGroup(TyperGroup):
 app = typer.Typer(
     name="specsim",
     cls=_LazyGroup,
-    help="Predict what speculative decoding does for a language model on a GPU.",
+    help="""Predict what speculative decoding does for a language model on a GPU.
+
+Begin with `specsim predict`, which answers for a built-in example: how much faster each number
+of draft tokens K makes it. `specsim plan` does the same for a whole service. `specsim COMMAND
+--help` has an example of each command.
+
+Example: specsim predict --target llama-3.1-70b --draft llama-3.2-1b --gpu h100-sxm --tp 4
+--alpha 0.75 --k 1:8""",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
@@ -74,7 +81,7 @@ def _root(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
-    """Predict what speculative decoding does for a language model on a GPU."""
+    """What all commands share; the help is that of `app`."""
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -34,9 +34,12 @@ def command(
         str | None, typer.Option(help="GPU types to choose from, comma-separated.")
     ] = None,
     gpus: Annotated[
-        str | None, typer.Option(help="At most so many GPUs, or any; else all the scenario's.")
+        str | None,
+        typer.Option(help="At most so many GPUs, or any; left out, all of the scenario's."),
     ] = None,
-    budget: Annotated[float | None, typer.Option(help="Instead: USD per hour.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="At most so many USD per hour, instead of --gpus.")
+    ] = None,
     draft: Annotated[
         str | None, typer.Option(help="Only these drafts, comma-separated: names or methods.")
     ] = None,
