@@ -60,9 +60,7 @@ def open_gguf(path: Path, name: str) -> Source:
         values = dequantize(data, kind)
         # A float32 tensor is a view of the file: copy it, then let go of the file's pages,
         # which would otherwise count as this process's memory for as long as it loads.
-        result = torch.from_numpy(
-            values.copy() if np.shares_memory(values, data) else values
-        )
+        result = torch.from_numpy(values.copy() if np.shares_memory(values, data) else values)
         _release(mapped)
         module = hf_name.rsplit(".", 2)[-2]
         if interleaved and module in ("q_proj", "k_proj"):
