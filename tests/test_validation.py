@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from made_up_host import ALPHA, SHARE, STEP_S, TOKEN_S, made_up
 
-from specsim.cost.work import Work
 from specsim.fitting.choose import observations
 from specsim.fitting.families import fit_hazard
 from specsim.records import RequestRecord
@@ -28,9 +27,9 @@ from validation import (
     serving,
 )
 from validation.comparisons import Comparison
-from validation.host_model import deployment_of, fit_host
+from validation.host_model import fit_host
 from validation.host_plan import EARLY_EXIT, acceptance_units, halves, host_units, report_units
-from validation.host_traces import STEP_COLUMNS, table
+from validation.host_traces import STEP_COLUMNS, proposing_share, table
 from validation.published_rows import table as table_as_printed
 from validation.report import regressions
 from validation.rows import Row, comparison, missed, statistic
@@ -334,22 +333,17 @@ def test_a_slower_machine_is_seen_in_passes_that_serve_nobody() -> None:
     assert last[1][-1] - last[1][0] > 1.5 * (last[0][-1] - last[0][0])
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_a_planned_draft_that_is_not_proposed_costs_nothing(share: float) -> None:
-    model = fit_host(made_up())
-    target = deployment_of("none", model.host["ngram", 0.0]).target
-    source = serving.Proposing(source=model.source, num_draft_tokens=4, share=share)
-    for prompt in (0, 50):
-        asked = Work(tokens=3 * 5 + prompt, sequences=3 + (prompt > 0), pairs=900.0,
-                     logit_rows=3 * 5 + (prompt > 0), kv_tokens=600.0 + prompt)  # fmt: skip
-        plain = replace(asked, tokens=asked.tokens - 12, logit_rows=asked.logit_rows - 12,
-                        kv_tokens=asked.kv_tokens - 12)  # fmt: skip
-        seconds = float(source.work_time(target, asked).seconds)
-        low = float(model.source.work_time(target, plain).seconds)
-        high = float(model.source.work_time(target, asked).seconds)
-        assert low - 1e-9 <= seconds <= high + 1e-9
-        if share != 0.5:
-            assert seconds == pytest.approx(high if share else low)
+def test_only_what_is_proposed_is_verified() -> None:
+    """The simulator is told the mean number of proposed tokens, of the other half."""
+    model = fit_host(made_up(domains=("copy",)))
+    run = served(method="ngram")
+    units = model.traces.of(purpose="acceptance", method="ngram", domain="copy", temperature=0.0)
+    share = proposing_share(units, run.num_draft_tokens)
+    assert 0 < share < 1
+    proposed = serving.setup_of(run, model, 0).proposed
+    assert proposed is not None
+    assert proposed == pytest.approx(share * np.arange(run.num_draft_tokens + 1))
+    assert serving.setup_of(served(), model, 0).proposed is None
 
 
 # --- peers --------------------------------------------------------------------------------

@@ -7,19 +7,17 @@ through the same metrics. `validation.measure_serving` measures.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binom
 
 from specsim.acceptance.chains import Iid
 from specsim.acceptance.empirical import Empirical
 from specsim.acceptance.law import Law
-from specsim.cost.source import CostSource, ForwardTime, latency
+from specsim.cost.source import CostSource, ForwardTime
 from specsim.cost.work import Work
 from specsim.deployment import PlacedModel
 from specsim.metrics import Served, service_metrics
@@ -43,45 +41,6 @@ METRICS = (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("ITL", "itl_s"))
 #: Fewer passes timed while waiting do not tell the machine's speed.
 FEWEST_PASSES = 50
 PROMPT_LIMIT = 8192  # tokens of a pass: prompts are never cut
-
-
-@dataclass(frozen=True, kw_only=True)
-class Proposing:
-    """A cost source for a drafter that proposes in a `share` of steps only: the simulator
-    plans K drafted tokens for every sequence, this takes back those that are not proposed,
-    averaged over how many of the sequences propose."""
-
-    source: CostSource
-    num_draft_tokens: int
-    share: float
-
-    @property
-    def name(self) -> str:
-        """As the inner source."""
-        return self.source.name
-
-    def forward_time(
-        self, model: PlacedModel, batch: Any, new_tokens: Any, context: Any
-    ) -> ForwardTime:
-        """As the inner source: nothing is planned here."""
-        return self.source.forward_time(model, batch, new_tokens, context)
-
-    def work_time(self, model: PlacedModel, work: Work) -> ForwardTime:
-        """One pass: decoding sequences have K + 1 rows of logits, prompts have one."""
-        k = self.num_draft_tokens
-        rows, sequences = float(work.logit_rows), float(work.sequences)
-        decoding = round((rows - sequences) / k) if k else 0
-        if decoding <= 0:
-            return self.source.work_time(model, work)
-        proposing = np.arange(decoding + 1)
-        fewer = k * (decoding - proposing)
-        some = dataclasses.replace(
-            work, tokens=work.tokens - fewer, logit_rows=work.logit_rows - fewer,
-            kv_tokens=work.kv_tokens - fewer, sequences=work.sequences + 0.0 * fewer,
-            pairs=work.pairs + 0.0 * fewer,
-        )  # fmt: skip
-        weight = binom.pmf(proposing, decoding, self.share)
-        return latency(np.sum(weight * self.source.work_time(model, some).seconds))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,14 +149,12 @@ def simulated(run: Run, model: HostModel, seed: int) -> list[RequestRecord]:
 def setup_of(run: Run, model: HostModel, seed: int) -> Setup:
     """The reference server as the simulator's objects: slots, whole prompts, no KV limit."""
     k = run.num_draft_tokens
-    host, law = model.host[NGRAM, 0.0], no_drafts()
-    source: CostSource = Scaled(source=model.source, factor=slowdown(run, model))
+    host, law, proposed = model.host[NGRAM, 0.0], no_drafts(), None
     if k:
         units = model.traces.of(purpose="acceptance", method=run.method, domain="copy",
                                 temperature=0.0)  # fmt: skip
         share = proposing_share(units, k)
-        source = Proposing(source=source, num_draft_tokens=k, share=share)
-        host = dataclasses.replace(host, token_s=host.token_s * share)
+        proposed = tuple(share * drafted for drafted in range(k + 1))
         law = law_of(model, run.method)
     deployment = deployment_of(run.method, host)
     requests = Requests(
@@ -208,7 +165,8 @@ def setup_of(run: Run, model: HostModel, seed: int) -> Setup:
     )  # fmt: skip
     return Setup(
         deployment=deployment if k else deployment.without_draft(),
-        source=source, laws=(law,), requests=requests,
+        source=Scaled(source=model.source, factor=slowdown(run, model)), laws=(law,),
+        requests=requests, proposed=proposed,
         arrivals=ArrivalProcess(process="trace"),
         limits=Limits(max_num_seqs=run.slots, max_tokens=PROMPT_LIMIT, num_blocks=10**6),
         policy=Policy(kind="fixed", num_draft_tokens=k) if k else Policy(kind="off"), seed=seed,
