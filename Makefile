@@ -44,7 +44,7 @@ refresh: notebooks  ## console blocks, figures and notebooks as they are now
 
 # Measures in out/ first: what is there from an interrupted run is gone on with, and the
 # recorded measurements are only replaced by whole ones.
-validate: $(VENV)/.dev  ## re-measure the decoder on this quiet machine (15 minutes), then the report
+validate: $(VENV)/.dev  ## re-measure the decoder on this quiet machine (half an hour), then the report
 	$(BIN)/python -m validation.measure_host --out out/host
 	$(BIN)/python -m validation.measure_serving --out out/serving
 	cp out/host/runs.jsonl out/host/forward.jsonl validation/data/host/
