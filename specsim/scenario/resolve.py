@@ -111,7 +111,7 @@ def _resolve_draft(keys: DraftKeys, target: PlacedModel) -> Draft:
         return make_draft(
             target, method=keys.method, model=model, weights=keys.weights, kv=keys.kv,
             tensor_parallel=keys.tensor_parallel, kv_budget=keys.kv_budget, tree=tree,
-            exit_layer=keys.exit_layer, own_gpus=keys.placement == "own-gpus",
+            exit_layer=keys.exit_layer, own_gpus=keys.placement != "target-gpus",
         )  # fmt: skip
     except ValueError as error:
         raise ScenarioError(f"draft: {error}") from None
