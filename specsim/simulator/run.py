@@ -198,6 +198,8 @@ def proposed_tokens(
     deployment: Deployment, laws: list[Law], requests: Requests, largest: int
 ) -> tuple[float, ...] | None:
     """Mean tokens drafted at K = 0..largest where that is fewer than K, over the classes."""
+    if deployment.draft.method != "ngram" and not any(law.knows_drafted for law in laws):
+        return None
     from specsim.analytic.drafted import drafted_tokens
 
     ks = np.arange(largest + 1)

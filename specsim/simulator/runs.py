@@ -41,19 +41,23 @@ class RunSampler:
         return law.sample_runs(self._rng, output_tokens).astype(np.uint8).tobytes()
 
 
-#: A run counted down to its end: MAX_RUN, …, 1, 0.
-_COUNTDOWN = bytes(range(MAX_RUN, -1, -1))
+#: Runs before a rejected token, by how many accepted ones precede it: n, …, 1, 0.
+_COUNTDOWNS = [bytes(range(n, -1, -1)) for n in range(MAX_RUN + 1)]
 
 
 def runs_of_accepts(accepts: bytes, num_tokens: int) -> bytes:
     """`acceptance.law.runs_from_accepts` on bytes of 0 and 1: between two rejected tokens
     the runs count down to 0 (cut at MAX_RUN)."""
-    parts = [
-        _COUNTDOWN[MAX_RUN - len(part) :] if len(part) <= MAX_RUN
-        else bytes([MAX_RUN]) * (len(part) - MAX_RUN) + _COUNTDOWN
-        for part in accepts.split(b"\x00")
-    ]  # fmt: skip
-    return b"".join(parts)[:num_tokens]
+    lengths = map(len, accepts.split(b"\x00"))
+    try:
+        return b"".join([_COUNTDOWNS[n] for n in lengths])[:num_tokens]
+    except IndexError:  # a stretch beyond MAX_RUN
+        return b"".join([_countdown(len(part)) for part in accepts.split(b"\x00")])[:num_tokens]
+
+
+def _countdown(length: int) -> bytes:
+    """The same for any length."""
+    return bytes([MAX_RUN]) * (length - MAX_RUN) + _COUNTDOWNS[min(length, MAX_RUN)]
 
 
 @cache
