@@ -190,8 +190,12 @@ def test_auto_k_is_the_closed_forms_best_and_said() -> None:
 
 def test_overload_is_said() -> None:
     quick = scenario(**{"workload.num_requests": 2000, "workload.arrivals.rate_per_s": 500})
-    codes = [w["code"] for w in simulate(quick).summary().warnings]
-    assert "overloaded" in codes
+    summary = simulate(quick).summary()
+    said = next(w["message"] for w in summary.warnings if w["code"] == "overloaded")
+    served = float(said.partition("served at ")[2].partition("/s")[0])
+    # 2000 requests over all the time they take, not over the 4 s in which they arrive
+    assert served == pytest.approx(2000 / summary.service.duration_s, rel=0.01)
+    assert served < 20
     calm = scenario(**{"workload.num_requests": 500, "workload.arrivals.rate_per_s": 1})
     assert [w["code"] for w in simulate(calm).summary().warnings] == []
 
@@ -277,6 +281,13 @@ def test_no_such_scenario(capsys: pytest.CaptureFixture[str]) -> None:
 def test_does_not_fit_says_by_how_much_and_what_would_help() -> None:
     with pytest.raises(DoesNotFitError, match=r"GB of weights.*use more GPUs.*fp8 or int4"):
         simulate(scenario(**{"hardware.tensor_parallel": 1}))
+
+
+def test_a_cache_too_small_for_one_sequence_is_told_from_weights_that_do_not_fit() -> None:
+    lengths = "{distribution: constant, value: 2000000}"
+    message = r"no sequence of 20\d{5} tokens.*KV cache needs \d+.*GB per GPU.*shorter prompts"
+    with pytest.raises(DoesNotFitError, match=message):
+        simulate(scenario(**{"workload.prompt_tokens": lengths}))
 
 
 def test_bad_arguments_in_python() -> None:

@@ -185,13 +185,12 @@ def warnings(cluster: Cluster, service: ServiceMetrics) -> list[dict[str, str]]:
         half = float(arrivals[len(arrivals) // 2])
         earlier = int(np.sum(~(ledger.finish_s <= half) & (arrivals <= half)))
         if backlog > max(OVERLOAD_SHARE * len(arrivals), room) and backlog > 1.5 * earlier:
-            span = max(last - float(arrivals[0]), 1e-12)
-            served = (len(arrivals) - backlog) / span
+            offered = len(arrivals) / max(last - float(arrivals[0]), 1e-12)
             found.append({
                 "code": "overloaded",
-                "message": f"requests arrive at {len(arrivals) / span:.3g}/s but are served at "
-                f"{served:.3g}/s: {backlog} are still in the system when the last one arrives, "
-                "and latencies grow with the length of the run",
+                "message": f"requests arrive at {offered:.3g}/s but are served at "
+                f"{service.throughput_requests_per_s:.3g}/s: {backlog} are still in the system "
+                "when the last one arrives, and latencies grow with the length of the run",
             })  # fmt: skip
     preemptions = sum(r.preemptions for r in cluster.replicas)
     if preemptions > 0.05 * max(service.completed, 1):

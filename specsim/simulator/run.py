@@ -21,6 +21,7 @@ from specsim.simulator.result import Result
 from specsim.simulator.setup import Fault, Limits, Setup
 from specsim.simulator.speculation import Policy
 from specsim.simulator.trace_log import StepLog
+from specsim.units import human_bytes
 from specsim.workload.arrivals import ArrivalProcess
 from specsim.workload.lengths import LengthLaw
 from specsim.workload.requests import Requests, TrafficMix, generate
@@ -220,6 +221,13 @@ def limits_of(
     engine = scenario.engine
     context = round(float(requests.prompt_tokens.mean() + requests.output_tokens.mean()))
     room = memory(deployment, largest_k, context)
+    if not room.fits and room.kv_pool_bytes > 0:
+        raise DoesNotFitError(
+            f"no sequence of {context} tokens, the mean, fits: its KV cache needs "
+            f"{human_bytes(context * room.kv_bytes_per_token)} per GPU, of which "
+            f"{human_bytes(room.kv_pool_bytes)} is left; use shorter prompts or outputs, more "
+            "GPUs (hardware.tensor_parallel), or target.kv: fp8"
+        )
     if not room.fits:
         raise DoesNotFitError(
             f"{deployment.target.spec.name} does not fit on "
