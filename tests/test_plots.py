@@ -12,7 +12,7 @@ from matplotlib.image import imread
 import specsim as ss
 from specsim.analytic.curves import speedup_over_batch
 from specsim.audit import audit_claims
-from specsim.plots import claim_figure, prediction_figure, save, speedup_curve
+from specsim.plots import claim_figure, errors_over, prediction_figure, save, speedup_curve
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,31 @@ def test_claims(claim, tmp_path: Path) -> None:
     filled, border = ink(path)
     assert 0.01 < filled < 0.7
     assert border == 0
+
+
+def test_medians_of_errors_stand_at_different_places() -> None:
+    """Many equal values fill several tenths: they still have one median."""
+    x = [*range(9), *range(10, 30), *[9] * 50]
+    errors = np.linspace(-0.2, 0.2, len(x))
+    line = errors_over(x, errors, xlabel="K").get_lines()[-1]
+    places = line.get_xdata()
+    assert np.all(np.diff(places) > 0)
+    assert places[0] > 0
+    at_nine = np.median([100 * e for v, e in zip(x, errors, strict=True) if v == 9])
+    assert np.isclose(line.get_ydata()[list(places).index(9)], at_nine, atol=3)
+
+
+def test_logarithmic_ticks_are_plain_numbers(tmp_path: Path) -> None:
+    axes = errors_over([0.0021, 0.0084, 0.013], [0.1, 0.0, 0.05], xlabel="measured, s")
+    axes.figure.canvas.draw()
+    labels = [text.get_text() for text in axes.get_xticklabels()]
+    assert {"0.002", "0.005", "0.01"} <= set(labels)
+
+
+def test_a_claims_levels_are_named() -> None:
+    claim = next(c for c in audit_claims() if c.number == 9)
+    texts = [t.get_text() for t in claim_figure(9, claim.chart).axes[0].texts]
+    assert "claimed: 1.8" in texts
 
 
 def test_an_empty_figure_is_seen(tmp_path: Path) -> None:

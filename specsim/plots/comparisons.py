@@ -25,7 +25,9 @@ from specsim.plots.style import (
 )  # fmt: skip
 
 #: Distinct values of a quantity up to which each gets a median of its own.
-MAX_LEVELS = 10
+MAX_LEVELS = 16
+#: Bins, equally filled, of one that has more.
+BINS = 10
 
 
 def claim_figure(number: int, chart: Mapping[str, Any]) -> Figure:
@@ -89,23 +91,29 @@ def predicted_against_measured(
 def errors_over(
     x: Sequence[float], errors: Sequence[float], ax: Axes | None = None, *, xlabel: str
 ) -> Axes:
-    """Signed relative errors against a quantity on a log axis, with their running median."""
+    """Signed relative errors against a quantity on a log axis (0 is left out), with their
+    running median and a ±10 % strip."""
     ax = axes_or_new(ax)
     xs, ys = np.asarray(x, dtype=float), 100 * np.asarray(errors, dtype=float)
+    xs, ys = xs[xs > 0], ys[xs > 0]
     ax.axhline(0, color=GREY, linewidth=1)
     ax.axhspan(-10, 10, color=GREY, alpha=0.12, linewidth=0, label="±10 %")
     ax.scatter(xs, ys, s=14, color=BLUE, alpha=0.6)
     levels = np.unique(xs)
     if len(levels) > MAX_LEVELS:  # continuous: medians of equally filled bins
-        edges = np.unique(np.quantile(xs, np.linspace(0, 1, MAX_LEVELS + 1)))
+        edges = np.unique(np.quantile(xs, np.linspace(0, 1, BINS + 1)))
         bins = np.digitize(xs, edges[1:-1])
         middles = [np.median(xs[bins == i]) for i in np.unique(bins)]
         medians = [np.median(ys[bins == i]) for i in np.unique(bins)]
     else:
         middles, medians = list(levels), [np.median(ys[xs == level]) for level in levels]
     ax.plot(middles, medians, color=RED, marker="o", markersize=4, label="median")
-    ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_formatter(WHOLE)
+    if np.all(levels == np.round(levels)) and levels[-1] > 2 * levels[0]:  # batches, K
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter(WHOLE)
+    else:
+        ax.set_xscale("log")
+        plain_ticks(ax.xaxis, levels[0], levels[-1])
     ax.set(xlabel=xlabel, ylabel="error, %")
     legend(ax)
     return ax

@@ -42,7 +42,7 @@ def simulation_latency(latencies: Mapping[str, Any], ax: Axes | None = None) -> 
     if ends:
         plain_ticks(ax.xaxis, min(ends), max(ends))
     # above the axes: the curves of a distribution fill them
-    ax.set_title("Latencies", pad=38)
+    ax.set_title("Latencies", pad=24)
     legend(ax, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), columnspacing=1.0)
     return ax
 
@@ -56,8 +56,9 @@ def simulation_shares(utilisation: Mapping[str, float], ax: Axes | None = None) 
         ax.barh([0], [share], left=[left], height=0.4, color=colour, label=f"{label} {share:.0%}")
         left += share
     ax.set(xlabel="share of a replica's time", xlim=(0, 1), ylim=(-0.3, 0.3), yticks=[])
-    ax.set_title("Where the time goes", pad=38)
-    legend(ax, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    ax.set_title("Where the time goes", pad=24)
+    legend(ax, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0), columnspacing=0.8,
+           handlelength=1.0)  # fmt: skip
     return ax
 
 
