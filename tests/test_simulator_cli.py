@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -248,6 +248,8 @@ BAD = [
     (["--set", "workload.arrivals={process: trace, file: none.csv}"], "none.csv: No such file"),
     (["--set", "workload.prompt_tokens={distribution: uniform, low: 1, high: 990000}"],
      "do not fit the KV cache"),
+    (["--set", "workload.prompt_tokens={distribution: constant, value: 2000000}"],
+     "constant length of 2000000 tokens: at most 1000000"),
     (["--set", "workload.output_tokens={distribution: trace}"], "name no trace file"),
     (["--set", "engine.max_num_batched_tokens=4"], "K = 4: one sequence needs 5 tokens"),
     (["--set", "faults=[{stop_s: 3, restart_s: 1}]"], "restart_s=1.0 is not after"),
@@ -284,8 +286,8 @@ def test_does_not_fit_says_by_how_much_and_what_would_help() -> None:
 
 
 def test_a_cache_too_small_for_one_sequence_is_told_from_weights_that_do_not_fit() -> None:
-    lengths = "{distribution: constant, value: 2000000}"
-    message = r"no sequence of 20\d{5} tokens.*KV cache needs \d+.*GB per GPU.*shorter prompts"
+    lengths = "{distribution: constant, value: 900000}"
+    message = r"no sequence of 90\d{4} tokens.*KV cache needs \d+.*GB per GPU.*shorter prompts"
     with pytest.raises(DoesNotFitError, match=message):
         simulate(scenario(**{"workload.prompt_tokens": lengths}))
 
@@ -362,22 +364,26 @@ def test_recorded_acceptance_is_replayed(drafter: str, k: int) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_prints_what_is_finished(tmp_path: Path) -> None:
+    """Sent once the progress line shows that requests are being served."""
+    program = "import sys; sys.stderr.isatty = lambda: True; from specsim.cli import main; main()"
     command = [
-        sys.executable, "-c", "from specsim.cli import main; main()", "simulate", str(CHAT),
-        "--json", "--set", "workload.num_requests=3000000",
+        sys.executable, "-c", program, "simulate", str(CHAT), "--json",
+        "--set", "workload.num_requests=1000000",
         "--set", "workload.output_tokens={distribution: constant, value: 20}",
     ]  # fmt: skip
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
     )
-    time.sleep(6)
+    assert process.stderr is not None
+    seen = process.stderr.read(len("\r[                    ] 256/1000000 requests"))
+    assert re.match(r"\r\[ {20}\] \d+/1000000 requests", seen), seen
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
     got = json.loads(out)
     assert got["interrupted"] is True
-    assert 0 < got["completed"] < got["requests"] == 3_000_000
+    assert 0 < got["completed"] < got["requests"] == 1_000_000
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.stem)

@@ -12,7 +12,8 @@ import numpy.typing as npt
 Tokens = npt.NDArray[np.int64]
 Distribution = Literal["constant", "uniform", "lognormal", "empirical", "geometric"]
 
-#: No prompt or answer is longer than this; longer draws are cut to it.
+#: No prompt or answer is longer than this: longer draws are cut to it, and a law that
+#: asks for longer ones is refused.
 LONGEST = 1_000_000
 
 
@@ -47,6 +48,9 @@ class LengthLaw:
                 raise ValueError("empirical length: expected values >= 1")
             if self.weights is not None and sum(self.weights) <= 0:
                 raise ValueError("empirical length: weights sum to 0")
+        asked = max(self.value, self.high, self.mean, *self.values)
+        if asked > LONGEST:
+            raise ValueError(f"{kind} length of {asked:.0f} tokens: at most {LONGEST}")
         if self.maximum is not None and self.maximum < 1:
             raise ValueError(f"maximum length {self.maximum} < 1")
 
