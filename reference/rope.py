@@ -36,13 +36,16 @@ def rope_tables(
     Args:
         divisors: (D/2,) what each frequency is divided by, as GGUF files state scaling.
     """
-    half = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+    # On the CPU whatever the default: arange on the meta device, where models are laid out
+    # before they are filled, makes torch import sympy, a second and 60 MB.
+    half = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim
     frequency = theta**-half
     if scaling is not None:
         frequency = _llama3_frequencies(frequency, scaling)
     if divisors is not None:
         frequency = frequency / divisors.double()
-    angle = torch.arange(length, dtype=torch.float64)[:, None, None] * frequency
+    position = torch.arange(length, dtype=torch.float64, device="cpu")
+    angle = position[:, None, None] * frequency
     return torch.stack((angle.cos(), angle.sin()), dim=1)
 
 

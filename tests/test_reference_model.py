@@ -1,5 +1,8 @@
 """The transformer and its cache: equal to Hugging Face's, and equal to recomputation."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from test_reference_helpers import fresh_logits, tiny_config, tiny_model
@@ -162,6 +165,20 @@ def test_packing_keeps_one_copy_of_a_float32_matrix():
     assert shared.packed is not None
     assert shared.packed.data_ptr() == shared.weight.data_ptr()
     assert own.weight.numel() == 0
+
+
+def test_laying_out_a_model_is_cheap():
+    """Some operations on the meta device import sympy: a second, and 60 MB while decoding."""
+    code = (
+        "import sys, torch\n"
+        "from reference.model import Model, ModelConfig\n"
+        "c = ModelConfig(vocab_size=8, hidden_size=8, num_layers=1, num_heads=2,\n"
+        "    num_kv_heads=1, head_dim=4, intermediate_size=8)\n"
+        "with torch.device('meta'): model = Model(c)\n"
+        "assert model.rope.is_meta\n"
+        "sys.exit('sympy' in sys.modules)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("changes", [{}, {"qk_norm": True}, {"sliding_window": 4}])
