@@ -357,6 +357,27 @@ def test_recorded_answers_cover_what_is_asked() -> None:
     assert len(peers.chains()) >= 30
 
 
+def test_genz_stands_beside_ours_on_the_steps_that_it_knows() -> None:
+    steps = [s for s in peers.plain_steps() if s.question.model in peers.GENZ_MODELS]
+    answers: dict[str, float | None] = {s.question.key: 500.0 * s.seconds for s in steps}
+    unanswered = steps[0].question.key
+    answers[unanswered] = None
+    recorded = {"tool": "genz-llm", "version": "0", "command": "ask", "date": "2026-01-01",
+                "milliseconds": answers}  # fmt: skip
+    rows = peers.genz_rows(recorded)
+    single = [row for row in rows if row.observed is not None]
+    asked = [s for s in steps if s.question.key != unanswered]
+    assert len(single) == len(asked) > 5
+    assert [row.error for row in single] == pytest.approx([-0.5] * len(asked))
+    theirs, ours = (row for row in rows if row.observed is None)
+    assert theirs.error == pytest.approx(0.5)
+    errors = [peers._our_seconds(s) / s.seconds - 1 for s in asked]
+    assert ours.error == pytest.approx(float(np.median(np.abs(errors))))
+    assert json.loads(peers.GENZ_PATH.read_text(encoding="utf-8"))["milliseconds"].keys() == {
+        s.question.key for s in steps
+    }
+
+
 def test_a_peer_that_is_right_has_no_error_and_our_fitted_rows_are_set_apart() -> None:
     answers: dict[str, float] = {s.question.key: 1e3 * s.seconds for s in peers.plain_steps()}
     for case in peers.chains():

@@ -1,10 +1,12 @@
-"""`python -m validation peers`: another estimator beside ours, on published measurements.
+"""`python -m validation peers`: other estimators beside ours, on published measurements.
 
 AIConfigurator composes a decode step from measured kernels; its speculative option
 (`nextn`) verifies nextn + 1 tokens and prices the draft as that many more layers. It knows
 no host time and no acceptance, so its speedup is the published τ times its plain step over
 its speculative one. `validation.measure_peers` asks it; the answers are in
-`data/peers.json`, so that this comparison needs no wheel. Reported only: no bound.
+`data/peers.json`, so that this comparison needs no wheel. GenZ is an analytical roofline at
+data-sheet peaks; it is asked by `validation.measure_genz` (`data/peers_genz.json`) for the
+steps without speculation of models that it knows. Reported only: no bound.
 
 As their authors report them, against real vLLM without speculation, time per output token:
 AIConfigurator 19.9 %, AISimulate 19.7 %, BLIS 13.0 %.
@@ -40,6 +42,9 @@ from validation.published_rows import (
 from validation.rows import Row, comparison, statistic
 
 PATH = Path(__file__).parent / "data" / "peers.json"
+GENZ_PATH = Path(__file__).parent / "data" / "peers_genz.json"
+#: Our names → GenZ's.
+GENZ_MODELS = {"llama-3.1-8b": "meta-llama/meta-llama-3.1-8b"}
 #: Our names → theirs. A model that they do not ship is handed to them as a configuration.
 SYSTEMS = {"h100-sxm-80gb": "h100_sxm", "h200-sxm-141gb": "h200_sxm",
            "b200-sxm-180gb": "b200_sxm", "gb200-186gb": "gb200"}  # fmt: skip
@@ -181,8 +186,37 @@ def rows() -> list[Row]:
     """Every row; none without recorded answers."""
     if not PATH.exists():
         return []
-    recorded = json.loads(PATH.read_text(encoding="utf-8"))
-    return rows_of(recorded)
+    found = rows_of(json.loads(PATH.read_text(encoding="utf-8")))
+    if GENZ_PATH.exists():
+        found += genz_rows(json.loads(GENZ_PATH.read_text(encoding="utf-8")))
+    return found
+
+
+def genz_rows(recorded: dict[str, Any]) -> list[Row]:
+    """GenZ's steps, and our error on the same ones."""
+    answers: dict[str, float | None] = recorded["milliseconds"]
+    who = f"{recorded['tool']} {recorded['version']}"
+    found: list[Row] = []
+    own = []
+    for step in plain_steps():
+        ms = answers.get(step.question.key)
+        if ms is None:
+            continue
+        row = comparison(f"step, {who}: {step.label}", ms, 1e3 * step.seconds, "ms",
+                         provenance=f"{who}; {step.source}")  # fmt: skip
+        row.tags.update(batch=step.batch)
+        found.append(row)
+        own.append(_our_seconds(step) / step.seconds - 1)
+    theirs = [row.error or 0.0 for row in found]
+    for name, errors in ((who, theirs), (f"ours where {who} answers", own)):
+        if errors:
+            mean = 100 * float(np.mean(errors))
+            found.append(statistic(
+                f"step without speculation, {name}: median |error|", np.median(np.abs(errors)),
+                provenance=f"{len(errors)} published steps; mean {mean:+.1f} %; "
+                f"{recorded['command']}, {recorded['date']}",
+            ))  # fmt: skip
+    return found
 
 
 def rows_of(recorded: dict[str, Any]) -> list[Row]:
