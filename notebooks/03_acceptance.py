@@ -58,7 +58,7 @@ KS = list(range(1, 13))
 # ## Laws fitted at K = 3
 #
 # All of them give the recorded number of tokens per step at K = 3. They differ in what they say
-# about other K. `specsim fit` chooses among them by held-out likelihood; here it sees the first
+# about other K. The band is the 95 % interval of the recording, over requests. `specsim fit` chooses among them by held-out likelihood; here it sees the first
 # 80 requests only, which is quicker.
 
 # %%
@@ -76,6 +76,7 @@ for ax, (name, group) in zip(axes, laws.items()):
     plots.curves(
         KS, series.accepted_over_k(group, KS), ax, measured=["recorded"], title=name,
         xlabel="draft tokens per step, K", ylabel="accepted tokens per step, τ − 1",
+        bands=series.intervals_over_k({"recorded": group["recorded"]}, KS),
     )
 
 # %% [markdown]

@@ -32,7 +32,7 @@ start = {
     "runtime": "vllm", "weights": "bf16", "alpha": 0.75, "batch": 8, "context": 2048,
 }
 answer = whatif.what_if(**start)
-figure = WhatIfFigure(dpi=100)
+figure = WhatIfFigure()
 figure.draw(answer.rows, answer.curve, answer.headline)
 Image(figure.png(), alt=answer.headline)
 

@@ -21,6 +21,7 @@
 # %%
 import sys
 from collections import defaultdict
+from textwrap import shorten
 
 import pandas as pd
 
@@ -47,13 +48,13 @@ pd.DataFrame(
 rows = [r for r in compared["published"].rows if r.observed and r.predicted and r.unit == "x"]
 groups = defaultdict(list)
 for row in rows:
-    groups[row.provenance.split(";")[0].split(" (")[0][:30]].append((row.predicted, row.observed))
+    groups[shorten(row.provenance.split(";")[0].split(" (")[0], 30, placeholder=" …")].append((row.predicted, row.observed))
 largest = dict(sorted(groups.items(), key=lambda item: -len(item[1]))[:6])
 figure, axes = plots.side_by_side(3)
 plots.predicted_against_measured(largest, axes[0])
-for ax, tag in zip(axes[1:], ("batch", "K")):
+for ax, tag, label in zip(axes[1:], ("batch", "K"), ("batch, sequences", "draft tokens, K")):
     tagged = [r for r in rows if tag in r.tags]
-    plots.errors_over([r.tags[tag] for r in tagged], [r.error for r in tagged], ax, xlabel=tag)
+    plots.errors_over([r.tags[tag] for r in tagged], [r.error for r in tagged], ax, xlabel=label)
 
 # %%
 def summary(name, count=12):

@@ -10,9 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 import specsim as ss
+from specsim.acceptance import Iid
+from specsim.analytic import series
 from specsim.analytic.curves import speedup_over_batch
 from specsim.audit import audit_claims
-from specsim.plots import claim_figure, errors_over, prediction_figure, save, speedup_curve
+from specsim.plots import claim_figure, curves, errors_over, prediction_figure, save, speedup_curve
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,19 @@ def test_a_claims_levels_are_named() -> None:
     claim = next(c for c in audit_claims() if c.number == 9)
     texts = [t.get_text() for t in claim_figure(9, claim.chart).axes[0].texts]
     assert "claimed: 1.8" in texts
+
+
+def test_intervals_of_laws_are_bands() -> None:
+    ks = [1, 4, 8]
+    laws = {"measured": Iid(0.7, standard_error=0.05), "given": Iid(0.7)}
+    bands = series.intervals_over_k(laws, ks)
+    assert set(bands) == {"measured"}
+    low, high = bands["measured"]
+    np.testing.assert_allclose(low, [Iid(0.7 - 1.96 * 0.05).mean(k) for k in ks])
+    np.testing.assert_allclose(high, [Iid(0.7 + 1.96 * 0.05).mean(k) for k in ks])
+    lines = series.accepted_over_k(laws, ks)
+    drawn = curves(ks, lines, xlabel="K", ylabel="τ − 1", bands=bands)
+    assert len(drawn.collections) == 1
 
 
 def test_an_empty_figure_is_seen(tmp_path: Path) -> None:

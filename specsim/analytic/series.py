@@ -88,6 +88,26 @@ def accepted_over_k(laws: Mapping[str, Law], num_draft_tokens: Sequence[int]) ->
     return {label: np.array([law.mean(k) for k in num_draft_tokens]) for label, law in laws.items()}
 
 
+def intervals_over_k(
+    laws: Mapping[str, Law], num_draft_tokens: Sequence[int]
+) -> dict[str, tuple[Any, Any]]:
+    """95 % intervals of `accepted_over_k` for the laws that know one: label → (low, high).
+
+    The ends of P(at least i accepted) are added up: exact if these rise and fall together,
+    otherwise a little wide.
+    """
+    found = {}
+    for label, law in laws.items():
+        ends = [law.survival_interval(k) for k in num_draft_tokens]
+        known = [end for end in ends if end is not None]
+        if len(known) == len(ends):
+            found[label] = (
+                np.array([low.sum() for low, _ in known]),
+                np.array([high.sum() for _, high in known]),
+            )
+    return found
+
+
 def hazards(laws: Mapping[str, Law], num_draft_tokens: int) -> dict[str, Any]:
     """Conditional acceptance by draft position, label → array, shape (K,)."""
     return {label: law.hazard(num_draft_tokens) for label, law in laws.items()}

@@ -32,7 +32,7 @@ class WhatIfFigure:
                 # labels at fixed places need no measurement of the ticks beside them
                 ax.xaxis.set_label_coords(0.5, -0.11)
                 ax.yaxis.set_label_coords(-0.155, 0.5)
-                ax.yaxis.set_major_locator(MaxNLocator(5))
+                ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
             self._title = self.figure.suptitle("")
             self._canvas = FigureCanvasAgg(self.figure)
 
