@@ -5,6 +5,7 @@ from __future__ import annotations
 import html.parser
 import itertools
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -448,6 +449,17 @@ def test_the_plot_takes_axes(built_in: Plan) -> None:
     assert built_in.plot(ax=ax) is ax
     assert len(ax.get_lines()) >= 2
     plt.close(figure)
+
+
+def test_progress_names_each_plan_and_the_time_left() -> None:
+    said: list[str] = []
+    found = plan(Scenario.from_dict(SMALL), num_requests=60, progress=said.append)
+    runs = [line for line in said if line.startswith("simulating")]
+    assert said[0].startswith("closed form")
+    assert len(runs) == sum(r.simulated is not None for r in found.ranked) > 1
+    for number, line in enumerate(runs, start=1):
+        assert line.startswith(f"simulating {number} of {len(runs)}: ")
+        assert bool(re.search(r", [\d.]+ \w+ left$", line)) == (number > 1)
 
 
 def test_json_keys_of_the_interface(capsys) -> None:

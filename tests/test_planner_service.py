@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ import pytest
 from specsim.acceptance import Iid, Mixture, PerPosition
 from specsim.analytic.breakeven import unpadded
 from specsim.cost.step import decode_step, prefill_seconds
+from specsim.errors import ConfigError
+from specsim.planner import draft_size
 from specsim.planner.candidate import schedule_rows
-from specsim.planner.draft_size import PAIRS, fit_pairs, published_model
+from specsim.planner.draft_size import Pair, draft_pairs, fit_pairs, size_model
 from specsim.planner.problem import Problem, make_problem
 from specsim.planner.search import Found, search
 from specsim.planner.service import (
@@ -235,7 +238,7 @@ def test_plans_see_the_same_requests(problem: Problem, found: Found) -> None:
 def test_a_known_line_is_found_again() -> None:
     """Exact points on log(1 − α) = level + 0.2·log(ratio) give slope and levels back."""
     pairs = tuple(
-        (task, 1e10, 1e10 / ratio, 1 - math.exp(level + 0.2 * math.log(ratio)))
+        Pair(task, 1e10, 1e10 / ratio, 1 - math.exp(level + 0.2 * math.log(ratio)))
         for task, level in (("a", -2.0), ("b", -1.6)) for ratio in (5.0, 20.0, 80.0)
     )  # fmt: skip
     model = fit_pairs(pairs)
@@ -246,7 +249,7 @@ def test_a_known_line_is_found_again() -> None:
 def test_published_slope_and_order() -> None:
     """A larger draft is accepted more, every estimate inside its interval, and it is
     anchored where it was measured."""
-    model = published_model()
+    model = size_model()
     assert 0.05 < model.slope < 0.2
     alphas = [model.from_anchor(r, 10, 0.7, 0.02) for r in (2, 5, 10, 50, 200)]
     assert all(a.low < a.alpha < a.high for a in alphas)
@@ -263,21 +266,65 @@ def test_left_out_sizes_lie_in_the_prediction_interval() -> None:
     """Each published pair predicted from another draft of its task, the line fitted to the
     other tasks: at least nine in ten inside the 95 % interval."""
     inside = []
-    for task, target, draft, alpha in PAIRS:
-        rest = tuple(p for p in PAIRS if p[0] != task)
-        for other, t, d, anchor in PAIRS:
-            if other == task and d != draft:
-                found = fit_pairs(rest).from_anchor(target / draft, t / d, anchor, 0.015)
-                inside.append(found.low <= alpha <= found.high)
-    assert len(inside) == 24
+    pairs = draft_pairs()
+    for pair in pairs:
+        rest = [p for p in pairs if p.group != pair.group]
+        for other in pairs:
+            if other.group == pair.group and other.draft != pair.draft:
+                found = fit_pairs(rest).from_anchor(
+                    pair.target / pair.draft, other.target / other.draft, other.alpha,
+                    other.standard_error,
+                )  # fmt: skip
+                inside.append(found.low <= pair.alpha <= found.high)
+    assert len(inside) >= 24
     assert np.mean(inside) >= 0.9
+
+
+def test_our_own_drafts_join_the_fit_as_data(tmp_path: Path) -> None:
+    """Rows measured by us, with their errors: counted apart, and they move slope and error."""
+    published = draft_pairs()
+    assert {p.provenance for p in published} == {"published"}
+    text = draft_size.PATH.read_text(encoding="utf-8")
+    own = "".join(
+        f"own drafts at T 0,1.35e8,{size:g},{1 - 0.5 * (1.35e8 / size) ** 0.05:.4f},0.004,"
+        "measured by us,training run\n"
+        for size in (2e6, 8e6, 3e7)
+    )  # fmt: skip
+    path = tmp_path / "sizes.csv"
+    path.write_text(text + own, encoding="utf-8")
+    pairs = draft_pairs(path)
+    assert [p.standard_error for p in pairs[-3:]] == [0.004] * 3
+    before, after = fit_pairs(published), fit_pairs(pairs)
+    assert after.basis == f"{before.num_pairs} published pairs and 3 of our own"
+    assert after.basis in after.from_anchor(20, 10, 0.7, 0.02).source
+    assert after.num_groups == before.num_groups + 1
+    assert after.slope < before.slope  # theirs is 0.05
+    assert after.slope_error > 0.02  # the tasks' slopes still differ
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a,1e9,2e9,0.5,,published,x", r"draft_parameters = '2e9': expected .* 1e\+09"),
+        ("a,1e9,1e8,1.5,,published,x", "alpha = '1.5': expected a number between 0 and 1"),
+        ("a,1e9,1e8,0.5,much,published,x", "standard_error = 'much'"),
+        ("a,1e9,1e8,0.5,,guessed,x", "provenance = 'guessed': expected one of published, meas"),
+        ("a,1e9,1e8,0.5,,published,", "source is empty"),
+        ("a, b,1e9,1e8,0.5,,published,x", "expected 7 values"),
+    ],
+)
+def test_a_bad_pair_is_named_by_file_and_line(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "sizes.csv"
+    path.write_text(",".join(draft_size.COLUMNS) + "\n" + line + "\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"sizes\.csv:2: .*{message}"):
+        draft_pairs(path)
 
 
 def test_sizes_that_say_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match="two sizes"):
-        fit_pairs((("a", 1e10, 1e9, 0.7), ("b", 1e10, 2e9, 0.7)))
+        fit_pairs((Pair("a", 1e10, 1e9, 0.7), Pair("b", 1e10, 2e9, 0.7)))
     with pytest.raises(ValueError, match="ratio"):
-        published_model().unanchored(0.0)
+        size_model().unanchored(0.0)
 
 
 # --- uncertainty ----------------------------------------------------------------------
@@ -323,9 +370,7 @@ def test_the_shift_of_a_law_is_its_own_interval() -> None:
 
 
 def test_the_page_states_the_fitted_slope() -> None:
-    from pathlib import Path
-
     page = (Path(__file__).parents[1] / "docs" / "plan.md").read_text(encoding="utf-8")
-    model = published_model()
-    assert f"{model.num_pairs} published pairs" in page
+    model = size_model()
+    assert model.basis in page
     assert f"slope {model.slope:.3f} ± {model.slope_error:.3f}" in page

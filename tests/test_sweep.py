@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -248,6 +251,40 @@ def test_bad_grids_exit_2_and_write_nothing(
     assert message in captured.err
     assert captured.err.count("\n") == 1
     assert not out.exists()
+
+
+def test_progress_counts_every_point_and_says_how_long(tmp_path: Path, base: Scenario) -> None:
+    seen: list[tuple[int, int, float | None]] = []
+    sweep(base, VARY, tmp_path / "o", workers=1, progress=lambda *call: seen.append(call))
+    assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
+    assert {total for _, total, _ in seen} == {6}
+    assert seen[-1][0] == 6
+    assert seen[-1][2] == pytest.approx(0.0)
+    assert all(left is None or left >= 0 for _, _, left in seen)
+    again: list[tuple[int, int, float | None]] = []
+    sweep(base, VARY, tmp_path / "o", workers=1, resume=True,
+          progress=lambda *call: again.append(call))  # fmt: skip
+    assert all(done == 6 for done, _, _ in again)
+
+
+def test_a_terminal_shows_a_bar_with_the_time_left(file: Path, tmp_path: Path) -> None:
+    """On a terminal only: a pipe gets no control characters."""
+    main_end, end = pty.openpty()
+    arguments = [
+        PROGRAM, "sweep", str(file), "--out", str(tmp_path / "o"), "--workers", "1",
+        "--vary", "draft.num_draft_tokens=1:4", "--vary", "seed=0:5", "--max-requests", "40",
+    ]  # fmt: skip
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=end)
+    os.close(end)
+    shown = b""
+    with contextlib.suppress(OSError):  # the terminal is closed at the end
+        while part := os.read(main_end, 4096):
+            shown += part
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert re.search(rb"\[#+ *\] \d+/24 points, [\d.]+ \w+ left", shown)
+    assert shown.endswith(b"\r")  # the bar is gone
+    assert b"\r" not in printed
 
 
 def test_json_of_the_command(tmp_path: Path, file: Path, capsys) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,6 +109,14 @@ class PerPosition(Law):
         from specsim.acceptance.conversions import conditional_from_survival
 
         return PerPosition(tuple(conditional_from_survival(survival)))
+
+    def within(self, reach: float) -> PerPosition:
+        """With hazards that may all lie `reach` lower or higher."""
+        low, high = (
+            tuple(min(max(h + shift, 0.0), 1.0) for h in self.conditional)
+            for shift in (-reach, reach)
+        )
+        return dataclasses.replace(self, low=low, high=high)
 
     def _extended(self, vector: Sequence[float], num_positions: int) -> Array:
         known = np.asarray(vector[:num_positions], dtype=float)

@@ -131,6 +131,7 @@ def law_from_figure(
     """The law behind one reported figure (`kind` is a key of `FIGURES`).
 
     τ and r are one number measured at one K: the i.i.d. law that reproduces it.
+    `standard_error` is that of α, or of every conditional acceptance alike.
 
     >>> law_from_figure("survival", [0.7, 0.5]).acceptance_length(2)
     2.2
@@ -143,7 +144,8 @@ def law_from_figure(
     if kind in ("conditional", "survival"):
         if kind == "survival":
             return PerPosition.from_survival(values)
-        return PerPosition(tuple(float(v) for v in values))
+        law = PerPosition(tuple(float(v) for v in values))
+        return law if standard_error is None else law.within(1.96 * standard_error)
     if len(values) != 1:
         raise ValueError(f"{kind} is one number, not {len(values)}")
     value = float(values[0])

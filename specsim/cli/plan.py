@@ -83,6 +83,9 @@ def command(
     except DoesNotFitError as problem:
         _does_not_fit(str(problem), as_json)
         return
+    finally:
+        if sys.stderr.isatty():
+            _progress("")
     result = decided.to_dict()
     points = None
     if probe is not None:
@@ -262,5 +265,6 @@ def _does_not_fit(message: str, as_json: bool) -> None:
 
 
 def _progress(line: str) -> None:
-    sys.stderr.write(f"\r{line:<78}\r")
+    """Replaces the line of the terminal that says what is being done; "" removes it."""
+    sys.stderr.write(f"\r{line[:78]:<78}\r")
     sys.stderr.flush()

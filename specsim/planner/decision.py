@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +34,7 @@ from specsim.planner.uncertainty import (
     tpot_draws,
 )
 from specsim.scenario.document import Scenario
+from specsim.units import human_seconds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -248,8 +250,14 @@ def plan(
         plans = with_own_policies(plans)
     replays: dict[int, Simulated] = {}
     if simulate:
-        for number, candidate in enumerate(plans, start=1):
-            say(f"simulating {number} of {len(plans)}: {candidate.label}, {candidate.policy.kind}")
+        start = time.perf_counter()
+        for done, candidate in enumerate(plans):
+            left = ""
+            if done:
+                each = (time.perf_counter() - start) / done
+                left = f", {human_seconds(each * (len(plans) - done))} left"
+            say(f"simulating {done + 1} of {len(plans)}: {candidate.label}, "
+                f"{candidate.policy.kind}{left}")  # fmt: skip
             replays[id(candidate)] = simulated(problem, candidate, num_requests)
     say("uncertainty")
     return decided(problem, found, plans, replays)

@@ -9,37 +9,84 @@ unmeasured task takes the mean level, and the spread of levels is in its interva
 
 from __future__ import annotations
 
+import csv
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from specsim.catalogue.specs import ModelSpec
+from specsim.errors import ConfigError
 
-#: α of a draft against its size: (group, target parameters, draft parameters, α). A group
-#: is one target family, task and temperature. T5: Leviathan et al. 2023 (arXiv 2211.17192),
-#: tables 2 and 4, α per token as the paper defines it, on T5-XXL (11 B). Llama-2: MagicDec
-#: (arXiv 2408.11049), τ = 2.18 at K = 2 of TinyLlama-1.1B for Llama-2-7B on PG-19, which is
-#: α = 0.696 of the i.i.d. law.
-PAIRS: tuple[tuple[str, float, float, float], ...] = (
-    ("t5 translation, greedy", 11e9, 77e6, 0.75),
-    ("t5 translation, greedy", 11e9, 250e6, 0.80),
-    ("t5 translation, greedy", 11e9, 800e6, 0.82),
-    ("t5 translation, sampled", 11e9, 77e6, 0.62),
-    ("t5 translation, sampled", 11e9, 250e6, 0.68),
-    ("t5 translation, sampled", 11e9, 800e6, 0.71),
-    ("t5 summarisation, greedy", 11e9, 77e6, 0.65),
-    ("t5 summarisation, greedy", 11e9, 250e6, 0.73),
-    ("t5 summarisation, greedy", 11e9, 800e6, 0.74),
-    ("t5 summarisation, sampled", 11e9, 77e6, 0.53),
-    ("t5 summarisation, sampled", 11e9, 250e6, 0.55),
-    ("t5 summarisation, sampled", 11e9, 800e6, 0.56),
-    ("llama-2 books, greedy", 6.74e9, 1.10e9, 0.696),
-)
+#: α of drafts against their size, with sources; rows of our own drafts can be added there.
+PATH = Path(__file__).with_name("draft_sizes.csv")
+#: Who measured a pair.
+PROVENANCES = ("published", "measured by us")
+COLUMNS = ("group", "target_parameters", "draft_parameters", "alpha", "standard_error",
+           "provenance", "source")  # fmt: skip
 #: Standard error of a published α where its source gives none (as in the catalogue).
 PUBLISHED_ALPHA_ERROR = 0.015
 Z95 = 1.96
+
+
+class Pair(NamedTuple):
+    """One draft of one target on one task. A group is one target family, task and
+    temperature: its pairs lie on one line. Sizes are parameters, α is per token."""
+
+    group: str
+    target: float
+    draft: float
+    alpha: float
+    standard_error: float = PUBLISHED_ALPHA_ERROR
+    provenance: str = "published"
+    source: str = ""
+
+
+@functools.cache
+def draft_pairs(path: Path = PATH) -> tuple[Pair, ...]:
+    """The pairs of a file; an empty standard error is that of a published α.
+
+    Raises:
+        ConfigError: naming file, line, column and value, and what was expected.
+    """
+    with path.open(newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise ConfigError(f"{path}: expected the columns {', '.join(COLUMNS)}")
+        return tuple(_pair(row, f"{path}:{line}") for line, row in enumerate(reader, start=2))
+
+
+def _pair(row: dict[str, str], where: str) -> Pair:
+    def number(column: str, low: float, high: float) -> float:
+        try:
+            value = float(row[column])
+        except (TypeError, ValueError):
+            value = math.nan
+        if not low < value < high:
+            raise ConfigError(f"{where}: {column} = {row[column]!r}: expected a number between "
+                              f"{low:g} and {high:g}")  # fmt: skip
+        return value
+
+    if None in row or None in row.values():  # what csv makes of too many and too few
+        raise ConfigError(f"{where}: expected {len(COLUMNS)} values")
+    for column in ("group", "source"):
+        if not row[column]:
+            raise ConfigError(f"{where}: {column} is empty")
+    if row["provenance"] not in PROVENANCES:
+        raise ConfigError(f"{where}: provenance = {row['provenance']!r}: expected one of "
+                          f"{', '.join(PROVENANCES)}")  # fmt: skip
+    target = number("target_parameters", 0, math.inf)
+    return Pair(
+        group=row["group"], target=target, draft=number("draft_parameters", 0, target),
+        alpha=number("alpha", 0, 1),
+        standard_error=number("standard_error", 0, 1) if row["standard_error"]
+        else PUBLISHED_ALPHA_ERROR,
+        provenance=row["provenance"], source=row["source"],
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +116,13 @@ class DraftSizeModel:
     residual: float
     num_pairs: int
     num_groups: int
+    num_own: int = 0  # pairs that we measured
+
+    @property
+    def basis(self) -> str:
+        """How many pairs it rests on, by who measured them."""
+        own = f" and {self.num_own} of our own" if self.num_own else ""
+        return f"{self.num_pairs - self.num_own} published pairs{own}"
 
     def from_anchor(
         self, ratio: float, anchor_ratio: float, anchor_alpha: float, anchor_error: float
@@ -88,7 +142,7 @@ class DraftSizeModel:
             spread = math.hypot(spread, math.sqrt(2) * self.residual)
         text = (
             f"draft-size model from alpha {anchor_alpha:.3f} at 1/{anchor_ratio:.3g} of the "
-            f"target's size, slope {self.slope:.3f} ({self.num_pairs} published pairs)"
+            f"target's size, slope {self.slope:.3f} ({self.basis})"
         )
         return _estimate(math.log(rejected) + self.slope * along, spread, text)
 
@@ -103,7 +157,7 @@ class DraftSizeModel:
         spread = math.hypot(self.between, self.residual)
         text = (
             f"draft-size model, nothing measured on this traffic: mean of "
-            f"{self.num_groups} published tasks"
+            f"{self.num_groups} tasks ({self.basis})"
         )
         return _estimate(self.level + self.slope * along, spread, text)
 
@@ -122,19 +176,20 @@ def _estimate(log_rejected: float, spread: float, source: str) -> AlphaEstimate:
     return AlphaEstimate(alpha=alpha, low=low, high=high, source=source)
 
 
-def fit_pairs(pairs: tuple[tuple[str, float, float, float], ...] = PAIRS) -> DraftSizeModel:
-    """Least squares with one level per group and one slope.
+def fit_pairs(pairs: Sequence[Pair] | None = None) -> DraftSizeModel:
+    """Least squares with one level per group and one slope; `draft_pairs()` by default.
 
-    The residual has the error of a published α as its floor; the mean level weighs groups
+    The residual has the pairs' own errors as its floor; the mean level weighs groups
     equally.
 
     Raises:
         ValueError: if no group has two drafts of different size.
     """
-    groups = sorted({name for name, *_ in pairs})
-    index = np.array([groups.index(name) for name, *_ in pairs])
-    x = np.array([math.log(target / draft) for _, target, draft, _ in pairs])
-    y = np.array([math.log(1 - alpha) for *_, alpha in pairs])
+    pairs = draft_pairs() if pairs is None else [Pair(*pair) for pair in pairs]
+    groups = sorted({pair.group for pair in pairs})
+    index = np.array([groups.index(pair.group) for pair in pairs])
+    x = np.array([math.log(pair.target / pair.draft) for pair in pairs])
+    y = np.array([math.log(1 - pair.alpha) for pair in pairs])
     count = np.bincount(index)
     mean_x, mean_y = (np.bincount(index, weights=v) / count for v in (x, y))
     dx, dy = x - mean_x[index], y - mean_y[index]
@@ -143,7 +198,7 @@ def fit_pairs(pairs: tuple[tuple[str, float, float, float], ...] = PAIRS) -> Dra
     slope = float(dx @ dy / (dx @ dx))
     levels = mean_y - slope * mean_x
     freedom = max(len(pairs) - len(groups) - 1, 1)
-    floor = PUBLISHED_ALPHA_ERROR / float(np.exp(y).mean())
+    floor = float(np.mean([pair.standard_error for pair in pairs]) / np.exp(y).mean())
     left = float(np.sqrt(np.sum((dy - slope * dx) ** 2) / freedom))
     residual = max(left, floor)
     # slopes of the groups differ by more than their residuals say: their spread is the error
@@ -155,12 +210,13 @@ def fit_pairs(pairs: tuple[tuple[str, float, float, float], ...] = PAIRS) -> Dra
         slope=slope, slope_error=max(residual / float(np.sqrt(dx @ dx)), spread),
         level=float(levels.mean()), between=between * math.sqrt(1 + 1 / len(levels)),
         residual=residual, num_pairs=len(pairs), num_groups=len(groups),
+        num_own=sum(pair.provenance == PROVENANCES[1] for pair in pairs),
     )  # fmt: skip
 
 
 @functools.cache
-def published_model() -> DraftSizeModel:
-    """The fit to `PAIRS`."""
+def size_model() -> DraftSizeModel:
+    """The fit to `draft_pairs()`."""
     return fit_pairs()
 
 

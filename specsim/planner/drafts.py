@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from specsim import catalogue
 from specsim.acceptance.conversions import alpha_from_acceptance_length
-from specsim.acceptance.law import Law
+from specsim.acceptance.law import Law, hazard_of
 from specsim.catalogue.specs import AcceptancePreset, ModelSpec
 from specsim.deployment import PlacedModel, make_draft
 from specsim.errors import ScenarioError, UnknownNameError
-from specsim.planner.draft_size import Z95, published_model, size_ratio
-from specsim.planner.problem import Problem
+from specsim.planner.draft_size import Z95, size_model, size_ratio
+from specsim.planner.problem import DEFAULT_DRAFT_TOKENS, Problem
 from specsim.scenario.document import Scenario
-from specsim.scenario.resolve import law_of_preset, resolve_acceptance
+from specsim.scenario.resolve import class_law, law_of_preset, resolve_acceptance
 from specsim.scenario.sections import AcceptanceKeys, DraftKeys
 
 #: K at which a law is reduced to one α, to carry it over to another draft.
@@ -59,9 +60,12 @@ class DraftOption:
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What the scenario says about acceptance: α of its draft per class, its error, and the
-    size ratio it belongs to (None: a head or n-gram, to which sizes do not apply)."""
+    """What the scenario says about acceptance: the law of its draft per class, as one α with
+    its error, the draft's method, and the size ratio it belongs to (None: a head or n-gram,
+    to which sizes do not apply)."""
 
+    laws: Mapping[str, Law]
+    method: str
     alphas: Mapping[str, float]
     errors: Mapping[str, float]
     ratio: float | None
@@ -89,10 +93,16 @@ def draft_options(problem: Problem) -> list[DraftOption]:
     if own is not None:
         found[own.label] = own
     for option in _candidates(problem, target, given):
-        found.setdefault(option.label, option)
+        if own is None or not _same_draft(own, option):
+            found.setdefault(option.label, option)
     if problem.drafts is None:
         return list(found.values())
     return [_wanted(name, found, target) for name in problem.drafts if name != "none"]
+
+
+def _same_draft(own: DraftOption, other: DraftOption) -> bool:
+    """Whether an estimate is of the draft that was measured."""
+    return all(own.keys.get(key) == other.keys.get(key) for key in ("method", "model", "tree"))
 
 
 def _wanted(name: str, found: Mapping[str, DraftOption], target: ModelSpec) -> DraftOption:
@@ -126,14 +136,16 @@ def given_acceptance(problem: Problem, target: ModelSpec) -> Given:
     alphas: dict[str, float] = {}
     errors: dict[str, float] = {}
     domains: dict[str, str] = {}
+    laws: dict[str, Law] = {}
     for name, section in class_acceptance(scenario).items():
         domains[name] = _domain(name, section)
         if not section.given:
             continue
-        law = resolve_acceptance(section, scenario.draft)[0]
-        alphas[name], errors[name] = effective_alpha(law)
+        laws[name] = class_law(section, scenario.draft, name)[0]
+        alphas[name], errors[name] = effective_alpha(laws[name])
     complete = len(alphas) == len(problem.classes)
     return Given(
+        laws=laws, method="" if keys.tree else keys.effective_method,
         alphas=alphas if complete else {}, errors=errors, ratio=ratio, anything=complete,
         domains=domains,
     )  # fmt: skip
@@ -171,7 +183,7 @@ def _own(problem: Problem, given: Given) -> DraftOption | None:
     if keys.effective_method == "none" or not given.anything:
         return None
     sections = class_acceptance(scenario)
-    resolved = {n: resolve_acceptance(s, scenario.draft) for n, s in sections.items()}
+    resolved = {n: class_law(s, scenario.draft, n) for n, s in sections.items()}
     kept = keys.model_dump(mode="json", exclude_none=True, exclude={"num_draft_tokens"})
     kept["method"] = keys.effective_method
     if keys.model is not None:
@@ -201,6 +213,9 @@ def _candidates(problem: Problem, target: ModelSpec, given: Given) -> Iterator[D
     yield _option("eagle3", keys, names, figures, source)
     engine = catalogue.runtime(problem.scenario.engine.runtime).engine
     if engine in TREE_ENGINES:
+        if given.anything and given.method == "eagle3":  # the same head in a tree
+            figures = {n: _alpha(given.alphas[n], given.errors[n]) for n in names}
+            source = "the chain's own acceptance, as one alpha, in a tree"
         for steps, topk, nodes in TREES:
             tree = {"steps": steps, "topk": topk, "nodes": nodes}
             yield _option(f"eagle3 tree {steps}x{topk}/{nodes}", {**keys, "tree": tree}, names,
@@ -265,7 +280,11 @@ def _level(method: str) -> tuple[float, float]:
 
 def _figure(log_rejected: float, spread: float) -> dict[str, Any]:
     alpha = min(max(1 - math.exp(log_rejected), 0.0), 0.99)
-    return {"alpha": round(alpha, 4), "standard_error": round(min((1 - alpha) * spread, 0.3), 4)}
+    return _alpha(alpha, (1 - alpha) * spread)
+
+
+def _alpha(alpha: float, error: float) -> dict[str, Any]:
+    return {"alpha": round(alpha, 4), "standard_error": round(min(error, 0.3), 4)}
 
 
 def _head(given: Given, name: str, method: str) -> dict[str, Any]:
@@ -293,13 +312,40 @@ def _ngram(given: Given, names: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def _sized(given: Given, name: str, ratio: float) -> tuple[dict[str, Any], str]:
-    model = published_model()
+    model = size_model()
     if given.anything and given.ratio is not None:
-        estimate = model.from_anchor(ratio, given.ratio, given.alphas[name], given.errors[name])
+        anchor, error = given.alphas[name], given.errors[name]
+        estimate = model.from_anchor(ratio, given.ratio, anchor, error)
+        if given.method == "draft-model":  # a chain: its shape is kept
+            law = given.laws[name]
+            return _moved(law, anchor, estimate.alpha, estimate.standard_error), estimate.source
     else:
         estimate = model.unanchored(ratio)
     alpha = estimate.alpha
     if given.anything and given.ratio is None:  # a head's figures say which class is harder
         alpha = 1 - min((1 - alpha) * math.exp(given.shift(name)), 1.0)
-    error = min(estimate.standard_error, 0.3)
-    return {"alpha": round(alpha, 4), "standard_error": round(error, 4)}, estimate.source
+    return _alpha(alpha, estimate.standard_error), estimate.source
+
+
+def _moved(law: Law, anchor: float, alpha: float, error: float) -> dict[str, Any]:
+    """A law of which every rejection is (1 − alpha)/(1 − anchor) times as likely: the i.i.d.
+    law stays one, others keep how their hazards change along the draft."""
+    hazards = reference_hazards(law)
+    if np.ptp(hazards) < 1e-9:
+        return _alpha(alpha, error)
+    factor = (1 - alpha) / max(1 - anchor, 1e-3)
+    moved = np.clip(1 - factor * (1 - hazards), 0.0, 0.999)
+    return {
+        "conditional": [round(float(h), 4) for h in moved],
+        "standard_error": round(min(error, 0.3), 4),
+    }
+
+
+def reference_hazards(law: Law) -> npt.NDArray[np.float64]:
+    """Conditional acceptance by position, up to the K that a law was measured for: position
+    i where i tokens are drafted (at least `REFERENCE_K`), since long jumps use up what is
+    easy to predict."""
+    largest = max(law.measured_to or max(DEFAULT_DRAFT_TOKENS), REFERENCE_K)
+    return np.array(
+        [hazard_of(law.survival(max(i, REFERENCE_K)))[i - 1] for i in range(1, largest + 1)]
+    )

@@ -39,14 +39,11 @@ def resolve(scenario: Scenario) -> Resolved:
     law, source_text = _whole_law(scenario)
     classes: dict[str, Law] = {}
     for traffic in scenario.workload.classes:
-        keys = traffic.acceptance
-        if keys is not None:
-            classes[traffic.name] = resolve_acceptance(keys, scenario.draft)[0]
-        elif scenario.acceptance.calibration is not None:
-            path = scenario.acceptance.calibration
-            classes[traffic.name] = law_of_calibration(path, scenario.draft, traffic.name)[0]
-        else:
+        keys = traffic.acceptance or scenario.acceptance
+        if keys.calibration is None and traffic.acceptance is None:
             classes[traffic.name] = law
+        else:
+            classes[traffic.name] = class_law(keys, scenario.draft, traffic.name)[0]
     return Resolved(
         deployment=deployment, law=law, acceptance_source=source_text,
         source=resolve_cost_source(scenario, deployment), class_laws=classes,
@@ -62,7 +59,7 @@ def _whole_law(scenario: Scenario) -> tuple[Law, str]:
 
     whole = sum(c.weight for c in classes)
     parts = tuple(
-        (c.weight / whole, resolve_acceptance(c.acceptance, scenario.draft)[0])
+        (c.weight / whole, class_law(c.acceptance, scenario.draft, c.name)[0])
         for c in classes
         if c.acceptance is not None
     )
@@ -133,6 +130,14 @@ def resolve_acceptance(keys: AcceptanceKeys, draft: DraftKeys) -> tuple[Law, str
         return _law(kind, keys, draft)
     except ValueError as error:
         raise ScenarioError(f"acceptance.{kind}: {error}") from None
+
+
+def class_law(keys: AcceptanceKeys, draft: DraftKeys, name: str) -> tuple[Law, str]:
+    """`resolve_acceptance` for a traffic class: of a calibration file the law of the domain
+    that bears the class's name, if it has one."""
+    if keys.calibration is None:
+        return resolve_acceptance(keys, draft)
+    return law_of_calibration(keys.calibration, draft, name)
 
 
 def _law(kind: str, keys: AcceptanceKeys, draft: DraftKeys) -> tuple[Law, str]:

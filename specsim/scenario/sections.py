@@ -157,8 +157,8 @@ class AcceptanceKeys(Section):
             raise ValueError(f"{given[0]} needs at_k, the K it was measured at")
         if self.at_k is not None and not needs_k:
             raise ValueError("at_k belongs to acceptance_length or draft_acceptance_rate")
-        if self.standard_error is not None and given != ["alpha"]:
-            raise ValueError("standard_error belongs to alpha")
+        if self.standard_error is not None and given not in (["alpha"], ["conditional"]):
+            raise ValueError("standard_error belongs to alpha or conditional")
         return self
 
     @property
