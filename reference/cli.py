@@ -1,4 +1,4 @@
-"""The command line: `python -m reference decode | measure | serve`."""
+"""The command line: `python -m reference decode | measure | serve | train-draft`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from typing import Any, NoReturn
 from specsim.errors import SpecsimError
 
 SCHEMA_VERSION = 1
-DRAFT_HELP = "none | ngram | early-exit:N | eagle | eagle:HEAD.safetensors | a model's name or path"
+DRAFT_HELP = (
+    "none | ngram | early-exit:N | eagle (the trained head that comes with the project) | "
+    "layers-1 (the draft model that comes with it) | FILE.safetensors of train-draft | "
+    "eagle:HEAD.safetensors | eagle:random | a model's name or path"
+)
 #: The accept rules of `decode.RULES`, by name: `--help` should not have to import torch.
 RULE_NAMES = ("block", "chain", "tree", "typical")
 INTERRUPTED = 130
@@ -30,14 +34,20 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     """All commands; each module adds its own and names the function that runs it."""
-    from reference import decode_command, measure_command, serve_command
+    from reference import (
+        decode_command,
+        evaluate_command,
+        measure_command,
+        serve_command,
+        train_command,
+    )
 
     parser = Parser(
         prog="python -m reference",
         description="A real speculative decoder: run it, measure it, serve with it.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (decode_command, measure_command, serve_command):
+    for module in (decode_command, measure_command, serve_command, train_command, evaluate_command):
         module.add_parser(commands)
     return parser
 

@@ -11,6 +11,7 @@ from reference.draft.base import Drafter
 from reference.draft.eagle import EagleConfig, EagleDrafter, load_head, random_head
 from reference.draft.neural import DraftModelDrafter, EarlyExitDrafter
 from reference.draft.ngram import NgramDrafter
+from reference.draft.trained import is_trained, load_trained, read_card, shipped, shipped_path
 from reference.policy import Policy, adaptive, fixed, tree
 from reference.weights import PACKAGED, Loaded, load
 from specsim.errors import ConfigError, UnknownNameError
@@ -89,10 +90,21 @@ def make_drafter(spec: str, target: Loaded, *, distinct: bool = False) -> tuple[
         if not argument.isdecimal():
             raise ValueError(f"draft {spec!r}: expected early-exit:N with N layers of the target")
         return EarlyExitDrafter(int(argument), distinct=distinct), ""
-    if method == "eagle":
-        return _eagle(argument, target, distinct)
+    if spec == "eagle:random":
+        return _random_head(target, distinct)
+    if spec in shipped():
+        return load_trained(shipped_path(spec), target, distinct=distinct), ""
+    file = Path(argument if method == "eagle" else spec)
+    if file.suffix == ".safetensors" and is_trained(file):
+        return load_trained(file, target, distinct=distinct), ""
+    if method == "eagle" and argument:  # a bare head, without a card
+        head = load_head(argument, target.model.dtype, target.model.device)
+        return EagleDrafter(head, distinct=distinct), ""
+    if file.suffix == ".safetensors":
+        read_card(file)  # says what is missing
     if spec not in PACKAGED and "/" not in spec and not Path(spec).exists():
-        raise UnknownNameError("draft", spec, ["none", "ngram", "early-exit:N", "eagle", *PACKAGED])
+        known = ["none", "ngram", "early-exit:N", *shipped(), "eagle:FILE", "eagle:random"]
+        raise UnknownNameError("draft", spec, [*known, *PACKAGED])
     model = target.model
     loaded = load(spec, dtype=model.dtype, device=model.device)
     check_vocabulary(loaded, target)
@@ -120,11 +132,8 @@ def check_vocabulary(draft: Loaded, target: Loaded) -> None:
         )
 
 
-def _eagle(path: str, target: Loaded, distinct: bool) -> tuple[Drafter, str]:
+def _random_head(target: Loaded, distinct: bool) -> tuple[Drafter, str]:
     model = target.model
-    if path:
-        head = load_head(path, model.dtype, model.device)
-        return EagleDrafter(head, distinct=distinct), ""
     size = min(_UNTRAINED_VOCABULARY, model.config.vocab_size)
     head = random_head(EagleConfig.for_target(model.config, size), 0, model.dtype)
     warning = "this EAGLE head is untrained (random weights): lossless, but it drafts nonsense"

@@ -58,7 +58,7 @@ KEYS = {
 
 
 @pytest.mark.parametrize(
-    "draft", ["ngram", "eagle", "early-exit:1", "self", "none", "ngram --k adaptive"]
+    "draft", ["ngram", "eagle:random", "early-exit:1", "self", "none", "ngram --k adaptive"]
 )
 def test_decode_json(capsys, model, draft):
     """Every draft: one strict JSON object, the interface's keys, identical to the baseline."""
@@ -113,7 +113,7 @@ def test_decode_same_seed_same_text(capsys, model):
 
 
 def test_untrained_eagle_warns_and_lossy_rule_is_labelled(capsys, model):
-    assert "untrained" in decode(capsys, model, "--draft", "eagle")[2]
+    assert "untrained" in decode(capsys, model, "--draft", "eagle:random")[2]
     out = decode(capsys, model, "--rule", "typical", "--temperature", "1")[1]
     assert "LOSSY" in out
 

@@ -1,0 +1,1 @@
+"""Drafts trained on the target's own output: data, training, evaluation, cards."""
