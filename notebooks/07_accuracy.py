@@ -48,7 +48,8 @@ pd.DataFrame(
 rows = [r for r in compared["published"].rows if r.observed and r.predicted and r.unit == "x"]
 groups = defaultdict(list)
 for row in rows:
-    groups[shorten(row.provenance.split(";")[0].split(" (")[0], 30, placeholder=" …")].append((row.predicted, row.observed))
+    source = shorten(row.provenance.split(";")[0].split(" (")[0], 30, placeholder=" …")
+    groups[source].append((row.predicted, row.observed))
 largest = dict(sorted(groups.items(), key=lambda item: -len(item[1]))[:6])
 figure, axes = plots.side_by_side(3)
 plots.predicted_against_measured(largest, axes[0])
