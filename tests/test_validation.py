@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +22,7 @@ from validation import (
     comparisons,
     host,
     host_model,
+    host_traces,
     peers,
     published,
     published_rows,
@@ -50,7 +53,8 @@ def plant(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
 
     def with_error(error: float) -> None:
         module = SimpleNamespace(rows=lambda: planted(error))
-        monkeypatch.setattr(comparisons.importlib, "import_module", lambda name: module)
+        loader = SimpleNamespace(import_module=lambda name: module, util=importlib.util)
+        monkeypatch.setattr(comparisons, "importlib", loader)
 
     return with_error
 
@@ -95,7 +99,7 @@ def test_a_bar_in_a_name_does_not_break_its_table(plant, tmp_path: Path) -> None
     command.main(["claims", "--write", str(tmp_path)])
     page = (tmp_path / "accuracy.md").read_text(encoding="utf-8")
     tables = [block.splitlines() for block in page.split("\n\n") if block.startswith("|")]
-    assert len(tables) == 3
+    assert len(tables) == 4  # comparisons, devices, statistics, single rows
     for lines in tables:
         assert len({len(re.split(r"(?<!\\)\|", line)) for line in lines}) == 1, lines
 
@@ -135,6 +139,31 @@ def test_a_served_speedup_counts_the_reading_of_prompts() -> None:
                       "vLLM blog: EAGLE 3.1"}  # fmt: skip
     printed = [c for c in cases if "AMD" in c.source]
     assert {(c.prompt_tokens, c.context) for c in printed} == {(1024, 1536)}
+
+
+def test_the_report_says_who_measured_on_which_device(plant, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    plant(0.01)
+    command.main(["claims", "--write", str(tmp_path)])
+    page = (tmp_path / "accuracy.md").read_text(encoding="utf-8")
+    section = page.partition("## Devices")[2].partition("\n## ")[0]
+    ours = [line for line in section.splitlines() if "| **us** |" in line]
+    others = [line for line in section.splitlines() if "| others |" in line]
+    traces = host.load_all()["host"]
+    assert any(traces.device in line and "host: " in line for line in ours)
+    assert all("H100" not in line and "h100" not in line for line in ours)
+    for gpu in ("a100-sxm-80gb", "h100-sxm-80gb", "b200-sxm-180gb", "rtx3090-24gb"):
+        assert sum(line.startswith(f"| {gpu} |") for line in others) == 1
+
+
+def test_another_devices_measurement_has_rows_of_its_own(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    for name in ("host", "host-l4"):
+        shutil.copytree(host.DATA, tmp_path / name)
+    (tmp_path / "host-empty").mkdir()
+    monkeypatch.setattr(host_traces, "DATA", tmp_path / "host")
+    monkeypatch.setattr(host, "rows_of", lambda traces: planted(0.01))
+    assert [row.name for row in host.rows()][-3:] == ["l4: median |error|", "l4: first",
+                                                      "l4: second"]  # fmt: skip
+    assert len(host.rows()) == 6
 
 
 def test_absent_data_neither_passes_nor_regresses() -> None:

@@ -8,6 +8,7 @@ only. `validation.measure_host` measures, `validation.host_plan` says what.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy as np
 
 from validation.host_model import HostModel, counted, fit_host
 from validation.host_plan import FITTED_K
-from validation.host_traces import HostTraces, UnitTrace, load, sequences
+from validation.host_traces import DATA, HostTraces, UnitTrace, load_all, sequences
 from validation.rows import Row, bounds, comparison, statistic
 
 Z95 = 1.96
@@ -59,9 +60,14 @@ class Configuration:
 
 
 def rows() -> list[Row]:
-    """Every row; none without a measurement."""
-    traces = load()
-    return [] if traces is None else rows_of(traces)
+    """Every row of every device, those of `data/host-NAME` with NAME in front; none without
+    a measurement."""
+    return [
+        row if folder == DATA.name
+        else dataclasses.replace(row, name=f"{folder.partition('-')[2]}: {row.name}")
+        for folder, traces in load_all().items()
+        for row in rows_of(traces)
+    ]  # fmt: skip
 
 
 def rows_of(traces: HostTraces) -> list[Row]:

@@ -78,6 +78,12 @@ class HostTraces:
         return f"{h['device']}, {h['threads']} thread, {h['dtype']}, {h['settings']['date']}"
 
 
+def load_all() -> dict[str, HostTraces]:
+    """Folder name → measurement: `data/host`, and `data/host-NAME` of other devices."""
+    found = {path.name: load(path) for path in sorted(DATA.parent.glob(f"{DATA.name}*"))}
+    return {name: traces for name, traces in found.items() if traces is not None}
+
+
 def load(folder: Path = DATA) -> HostTraces | None:
     """The measurement in `folder`; None if there is none.
 

@@ -5,6 +5,8 @@ fastest counts) and `runs.jsonl` (a header and one line a unit of `validation.ho
 `validation.host_traces` reads it). Interrupted, it goes on where it stopped; a folder with
 another measurement is refused. One thread by default: the process then owns a core whatever
 else runs, and a group of units that got less than `QUIET` of it is measured again.
+
+Another device joins the report with `--device cuda --out validation/data/host-NAME`.
 """
 
 from __future__ import annotations
@@ -104,11 +106,17 @@ def timed_pass(
 def header(target: Loaded, schema: str, threads: int, dtype: str) -> Header:
     """What was measured, where and with what."""
     return Header(
-        schema=schema, device=processor_name(), dtype=dtype, threads=threads, seed=SEED,
+        schema=schema, device=device_name(target.model.device), dtype=dtype, threads=threads,
+        seed=SEED,
         versions={**cli.versions(), "commit": commit()},
         settings={"target": TARGET, "output_tokens": OUTPUT_TOKENS, "capacity": CAPACITY,
                   "date": datetime.date.today().isoformat()},
     )  # fmt: skip
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the CPU's."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
 
 
 def processor_name() -> str:
@@ -224,6 +232,7 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="python -m validation.measure_host", description=__doc__)
     found.add_argument("--out", type=Path, default=Path("out/host"))
     found.add_argument("--threads", type=int, default=1)
+    found.add_argument("--device", default="cpu", help="cpu or cuda")
     found.add_argument("--dtype", default="bfloat16")
     found.add_argument("--only", choices=("acceptance", "timed"), help="one part only")
     found.add_argument("--quiet", type=float, default=QUIET,
@@ -237,7 +246,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     threads, start = set_threads(options.threads), time.monotonic()
     try:
-        target = load(TARGET, dtype=choose_dtype(options.dtype), device=torch.device("cpu"))
+        target = load(
+            TARGET, dtype=choose_dtype(options.dtype), device=torch.device(options.device)
+        )
         job = Measurement(options.out, target, threads, options.dtype, options.quiet)
         warm_up(target.model, (1, 16))
         measure(job, options.only, options.limit)

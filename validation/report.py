@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from specsim import __version__, plots
+from validation import devices
 from validation.comparisons import COMPARISONS, Comparison
 from validation.rows import Row, cell
 
@@ -98,6 +99,9 @@ def _markdown(comparisons: Sequence[Comparison], figures: Sequence[Path]) -> str
     absent = [name for name in COMPARISONS if name not in {c.name for c in comparisons}]
     if absent:
         lines += ["", f"Not built yet: {', '.join(absent)}."]
+    silicon = [row for c in comparisons if c.name == "silicon" for row in c.rows]
+    lines += ["", "## Devices", "", "Measured by us, or taken from what others published:", "",
+              *devices.table(silicon)]  # fmt: skip
     by_name = {path.stem.removeprefix("accuracy-"): path for path in figures}
     for comparison in comparisons:
         lines += ["", f"## {comparison.name}", "", COMPARISONS[comparison.name][1] + "."]
