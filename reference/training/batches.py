@@ -49,7 +49,8 @@ def unpack(
         features = shard.features if columns is None else columns.take(shard.features)
         sizes = shard.lengths.tolist()
         parts = zip(
-            shard.tokens.long().split(sizes), features.split(sizes), shard.log_z.split(sizes),
+            torch.split(shard.tokens.long(), sizes), torch.split(features, sizes),
+            torch.split(shard.log_z, sizes),
             shard.prompt_lengths.tolist(), strict=True,
         )  # fmt: skip
         examples += [Example(*part) for part in parts]

@@ -73,8 +73,8 @@ def _by_example(judged: Judged, name: str, start: int) -> dict[int, list[float]]
     known = ~values.isnan()
     values, rows = values[known], judged.examples[known]
     return {
-        start + int(row): [float(values[rows == row].sum()), int((rows == row).sum())]
-        for row in rows.unique()
+        start + row: [float(values[rows == row].sum()), int((rows == row).sum())]
+        for row in sorted(set(rows.tolist()))
     }
 
 
@@ -89,7 +89,7 @@ class Meter:
     def __init__(self, drafter: Drafter) -> None:
         self.seconds, self.drafter = 0.0, drafter
         self._propose: Callable[..., Any] = drafter.propose
-        drafter.propose = self  # type: ignore[method-assign]
+        drafter.propose = self  # type: ignore[method-assign, assignment]
 
     def __call__(self, *arguments: Any) -> Any:
         start = time.process_time()

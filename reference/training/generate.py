@@ -99,7 +99,8 @@ def generate(
         parts = torch.split(out.features, [len(line) for line in fed])
         for sequence, start, part in zip(active, starts, parts, strict=True):
             features[sequence, start : start + len(part)] = part
-        drawn, z = sample(head(out.features[ends - 1, -d:]), temperature, generator)
+        last = out.features[ends - 1, -d:].to(features.dtype)  # as stored: p must follow from it
+        drawn, z = sample(head(last), temperature, generator)
         going = []
         for row, sequence in enumerate(active):
             log_z[sequence, cache.lengths[row] - 1] = z[row]

@@ -80,7 +80,7 @@ def _freeze_head(head: nn.Module, rows: Tensor) -> None:
     head.weight = nn.Parameter(rows.clone(), requires_grad=False)
 
 
-def _copy_layer(target: Layer, layer: Layer) -> None:
+def _copy_layer(target: nn.Module, layer: nn.Module) -> None:
     layer.load_state_dict(target.state_dict())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,10 @@ class Optimiser:
         self.masters = {n: p.detach().float().clone() for n, p in self.parameters.items()}
         matrices = [m for m in self.masters.values() if m.dim() > 1]
         vectors = [m for m in self.masters.values() if m.dim() == 1]
-        groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors}]
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "weight_decay": 0.01},
+            {"params": vectors},
+        ]
         self.adamw = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.95), weight_decay=0.0)
 
     def step(self, step: int) -> float:

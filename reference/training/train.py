@@ -143,7 +143,7 @@ class Run:
             part = divergence(scored)
             total = total + part * s.decay**j
             loss = float(part.detach()) if j == 0 else loss
-        total.backward()
+        torch.autograd.backward(total)
         self.optimiser.step(self.step)
         self.step += 1
         self.tokens += sum(e.num_outputs for e in examples)

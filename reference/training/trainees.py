@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from reference.cache import Batch, KVCache, make_batch
 from reference.draft.eagle import EagleHead
-from reference.model import Layer, Model
+from reference.model import Model, ModelConfig
 from reference.training.batches import Example
 from reference.training.generate import TeacherHead
 
@@ -42,7 +42,7 @@ class Scored:
 class Trainee:
     """A draft with `module` to train; `teacher` gives p on the draft's tokens."""
 
-    module: nn.Module
+    module: EagleHead | Model
     reads_ahead: int  # draft position i predicts token i + reads_ahead
 
     def __init__(self, embedding: Tensor, teacher: TeacherHead, dtype: torch.dtype) -> None:
@@ -91,7 +91,9 @@ class EagleTrainee(Trainee):
 
     def passes(self, examples: Sequence[Example], rollout: int) -> Iterator[Scored]:
         head, c = self.module, self.module.config
-        batch, stores = _pack([e.tokens[1:].tolist() for e in examples], head.layer, self.dtype)
+        batch, stores = _pack(
+            [e.tokens[1:].tolist() for e in examples], head.config.layer, self.dtype
+        )
         embedding = F.embedding(batch.tokens, self.embedding)
         width = len(c.feature_layers) * c.hidden_size
         features = torch.cat([e.features[:-1, :width] for e in examples]).to(self.dtype)
@@ -126,7 +128,7 @@ class LayersTrainee(Trainee):
         lines = [e.tokens.tolist() for e in examples]
         x, batch = None, None
         for layer in model.layers:
-            batch, (keys, values) = _pack(lines, layer, self.dtype)
+            batch, (keys, values) = _pack(lines, model.config, self.dtype)
             cos, sin = model.rope[batch.positions].unbind(1)
             x = F.embedding(batch.tokens, self.embedding) if x is None else x
             x = layer(x, batch, keys, values, cos, sin)
@@ -138,13 +140,13 @@ class LayersTrainee(Trainee):
 
 
 def _pack(
-    lines: Sequence[Sequence[int]], layer: Layer, dtype: torch.dtype
+    lines: Sequence[Sequence[int]], config: ModelConfig, dtype: torch.dtype
 ) -> tuple[Batch, tuple[Tensor, Tensor]]:
     """Examples as one packed batch, and empty keys and values (A, J, n, D) of one layer.
 
     A layer of its own each: what autograd keeps for one layer must not be written again.
     """
-    c = layer.config
+    c = config
     shape = (1, len(lines), c.num_kv_heads, max(map(len, lines)), c.head_dim)
     cache = KVCache(shape, dtype, torch.device("cpu"))
     batch = replace(make_batch(lines, cache), span=None)
