@@ -14,7 +14,15 @@ from specsim.acceptance import Iid
 from specsim.analytic import series
 from specsim.analytic.curves import speedup_over_batch
 from specsim.audit import audit_claims
-from specsim.plots import claim_figure, curves, errors_over, prediction_figure, save, speedup_curve
+from specsim.plots import (
+    claim_figure,
+    curves,
+    errors_over,
+    measured_over_k,
+    prediction_figure,
+    save,
+    speedup_curve,
+)
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +126,15 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         save(Figure(), tmp_path / "no" / "x.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_measured_points_lie_beside_the_predicted_line() -> None:
+    series = {"a": [(4, 1.5, 1.4), (2, 1.3, 1.2), (8, 1.1, 0.9)], "b": [(2, 1.0, 1.1)]}
+    ax = measured_over_k(series)
+    lines = ax.get_lines()
+    assert list(lines[0].get_xdata()) == list(lines[1].get_xdata()) == [2, 4, 8]
+    assert list(lines[0].get_ydata()) == [1.3, 1.5, 1.1]
+    assert list(lines[1].get_ydata()) == [1.2, 1.4, 0.9]
+    assert lines[0].get_color() == lines[1].get_color() != lines[2].get_color()
+    assert lines[1].get_linestyle() == "None"
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a", "b"]

@@ -27,6 +27,7 @@ from validation import (
     published,
     published_rows,
     published_steps,
+    report,
     serving,
 )
 from validation.comparisons import Comparison
@@ -139,6 +140,22 @@ def test_a_served_speedup_counts_the_reading_of_prompts() -> None:
                       "vLLM blog: EAGLE 3.1"}  # fmt: skip
     printed = [c for c in cases if "AMD" in c.source]
     assert {(c.prompt_tokens, c.context) for c in printed} == {(1024, 1536)}
+
+
+def test_speedup_over_k_is_drawn_where_three_k_were_measured(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    def row(name: str, k: int) -> Row:
+        found = comparison(f"speedup: {name} K={k}, code", 1.2, 1.0 + k / 10, "x")
+        found.tags.update(K=k, batch=1.0)
+        return found
+
+    drawn = []
+    monkeypatch.setattr(report.plots, "measured_over_k", lambda series, ax: drawn.append(series))
+    rows = (*(row("ngram", k) for k in (2, 4, 8)), row("eagle", 2), row("eagle", 4))
+    found = Comparison(name="host", rows=rows)
+    (path,) = report._over_k(found, tmp_path)
+    assert path.exists()
+    assert drawn == [{"ngram code": [(k, 1.2, pytest.approx(1 + k / 10)) for k in (2, 4, 8)]}, {}]
+    assert report._over_k(Comparison(name="host", rows=rows[3:]), tmp_path) == []
 
 
 def test_the_report_says_who_measured_on_which_device(plant, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

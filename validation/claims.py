@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from specsim import plots
 from specsim.audit import audit_claims
 from validation.rows import Row
 
@@ -17,3 +20,13 @@ def rows() -> list[Row]:
         )
         for claim in audit_claims()
     ]
+
+
+def figures(folder: Path) -> list[Path]:
+    """One for each claim that has something to see, as `specsim audit --figures` draws it."""
+    paths = []
+    for claim in audit_claims():
+        if claim.chart is not None:
+            paths.append(folder / f"claim-{claim.number:02d}.png")
+            plots.save(plots.claim_figure(claim.number, claim.chart), paths[-1])
+    return paths

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,3 +73,9 @@ def run(name: str) -> Comparison:
     """
     module = importlib.import_module(COMPARISONS[name][0])
     return Comparison(name=name, rows=tuple(module.rows()))
+
+
+def own_figures(name: str, folder: Path) -> list[Path]:
+    """Figures that a comparison draws itself (`figures(folder)` of its module)."""
+    draw = getattr(importlib.import_module(COMPARISONS[name][0]), "figures", None)
+    return [] if draw is None else list(draw(folder))

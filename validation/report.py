@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from specsim import __version__, plots
 from validation import devices
-from validation.comparisons import COMPARISONS, Comparison
+from validation.comparisons import COMPARISONS, Comparison, own_figures
 from validation.rows import Row, cell
 
 #: Growth of an error that counts as a regression: a tenth, and a fifth of a per cent more
 #: for errors near zero.
 REGRESSION, FLOOR = 1.10, 0.002
+#: Units of a speedup.
+SPEEDUP = ("x", "×")
 
 
 def as_json(comparisons: Sequence[Comparison]) -> dict[str, Any]:
@@ -37,7 +42,7 @@ def write(comparisons: Sequence[Comparison], folder: Path) -> list[Path]:
         temporary = path.with_name(f".{path.name}.partial")
         temporary.write_text(content, encoding="utf-8")
         temporary.replace(path)
-    return [*written, *figures]
+    return [*written, *(path for paths in figures.values() for path in paths)]
 
 
 def regressions(current: dict[str, Any], before: dict[str, Any]) -> list[str]:
@@ -76,7 +81,7 @@ def _verdict(comparison: Comparison) -> str:
     return f"{kept} kept, **{missed} missed**" if missed else f"{kept} kept"
 
 
-def _markdown(comparisons: Sequence[Comparison], figures: Sequence[Path]) -> str:
+def _markdown(comparisons: Sequence[Comparison], figures: Mapping[str, Sequence[Path]]) -> str:
     lines = [
         "# Accuracy",
         "",
@@ -102,12 +107,10 @@ def _markdown(comparisons: Sequence[Comparison], figures: Sequence[Path]) -> str
     silicon = [row for c in comparisons if c.name == "silicon" for row in c.rows]
     lines += ["", "## Devices", "", "Measured by us, or taken from what others published:", "",
               *devices.table(silicon)]  # fmt: skip
-    by_name = {path.stem.removeprefix("accuracy-"): path for path in figures}
     for comparison in comparisons:
         lines += ["", f"## {comparison.name}", "", COMPARISONS[comparison.name][1] + "."]
-        if comparison.name in by_name:
-            figure = by_name[comparison.name]
-            lines += ["", f"![{comparison.name}](figures/{figure.name})"]
+        for figure in figures[comparison.name]:
+            lines += ["", f"![{figure.stem.replace('-', ' ')}](figures/{figure.name})"]
         lines += ["", *_table(comparison.rows)]
     return "\n".join(lines) + "\n"
 
@@ -140,37 +143,63 @@ def _table(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _figures(comparisons: Sequence[Comparison], folder: Path) -> list[Path]:
-    """Predicted against observed, for every comparison that has enough of them."""
-    paths: list[Path] = []
-    for comparison in comparisons:
-        rows = [r for r in comparison.rows if r.observed and r.predicted and r.observed > 0]
-        if len(rows) < 8:
-            continue
-        folder.mkdir(parents=True, exist_ok=True)
-        by_unit = defaultdict(list)
-        for row in rows:
-            by_unit[row.unit].append(row)
-        unit, same = max(by_unit.items(), key=lambda item: len(item[1]))
-        groups: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        for row in same:
-            groups[_source(row)].append((float(row.predicted or 0), float(row.observed or 0)))
-        label = "speedup" if unit in ("x", "×") else f"value, {unit}"
-        tags = [tag for tag in ("batch", "K", "load") if any(tag in row.tags for row in same)]
-        figure, axes = plots.side_by_side(1 + max(1, len(tags)))
-        plots.predicted_against_measured(_largest(groups), axes[0], label=label)
-        for tag, ax in zip(tags, axes[1:], strict=False):  # one axis is left without tags
-            tagged = [row for row in same if tag in row.tags]
-            plots.errors_over([row.tags[tag] for row in tagged],
-                              [row.error or 0.0 for row in tagged], ax, xlabel=tag)  # fmt: skip
-        if not tags:
-            plots.errors_over([float(row.observed or 0) for row in same],
-                              [row.error or 0.0 for row in same], axes[1],
-                              xlabel=f"measured {label}")  # fmt: skip
-        path = folder / f"accuracy-{comparison.name}.png"
-        plots.save(figure, path)
-        paths.append(path)
-    return paths
+def _figures(comparisons: Sequence[Comparison], folder: Path) -> dict[str, list[Path]]:
+    """Name → figures: predicted against observed where there is enough of it, speedup over K,
+    and what the comparison draws itself."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return {
+        c.name: [*_scatter(c, folder), *_over_k(c, folder), *own_figures(c.name, folder)]
+        for c in comparisons
+    }  # fmt: skip
+
+
+def _scatter(comparison: Comparison, folder: Path) -> list[Path]:
+    """Predicted against observed, and the errors over batch, K and load."""
+    rows = [r for r in comparison.rows if r.observed and r.predicted and r.observed > 0]
+    if len(rows) < 8:
+        return []
+    by_unit = defaultdict(list)
+    for row in rows:
+        by_unit[row.unit].append(row)
+    unit, same = max(by_unit.items(), key=lambda item: len(item[1]))
+    groups: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for row in same:
+        groups[_source(row)].append((float(row.predicted or 0), float(row.observed or 0)))
+    label = "speedup" if unit in SPEEDUP else f"value, {unit}"
+    tags = [tag for tag in ("batch", "K", "load") if any(tag in row.tags for row in same)]
+    figure, axes = plots.side_by_side(1 + max(1, len(tags)))
+    plots.predicted_against_measured(_largest(groups), axes[0], label=label)
+    for tag, ax in zip(tags, axes[1:], strict=False):  # one axis is left without tags
+        tagged = [row for row in same if tag in row.tags]
+        plots.errors_over([row.tags[tag] for row in tagged],
+                          [row.error or 0.0 for row in tagged], ax, xlabel=tag)  # fmt: skip
+    if not tags:
+        plots.errors_over([float(row.observed or 0) for row in same],
+                          [row.error or 0.0 for row in same], axes[1],
+                          xlabel=f"measured {label}")  # fmt: skip
+    path = folder / f"accuracy-{comparison.name}.png"
+    plots.save(figure, path)
+    return [path]
+
+
+def _over_k(comparison: Comparison, folder: Path) -> list[Path]:
+    """Speedup over K with the measured points: settings measured at three K and more, those
+    in which K matters most first."""
+    series: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    for row in comparison.rows:
+        if "K" in row.tags and row.unit in SPEEDUP and row.observed:
+            name = re.sub(r"^\w+: | ?\bK=\d+,?", "", row.name)
+            series[name].append((row.tags["K"], float(row.predicted or 0), row.observed))
+    several = {n: points for n, points in series.items() if len({k for k, *_ in points}) >= 3}
+    ordered = sorted(several, key=lambda n: -float(np.ptp([m for *_, m in several[n]])))
+    if not ordered:
+        return []
+    figure, axes = plots.side_by_side(2)
+    for ax, names in zip(axes, (ordered[:6], ordered[6:12]), strict=True):
+        plots.measured_over_k({n: several[n] for n in names}, ax)
+    path = folder / f"accuracy-{comparison.name}-k.png"
+    plots.save(figure, path)
+    return [path]
 
 
 def _source(row: Row) -> str:

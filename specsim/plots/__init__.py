@@ -8,7 +8,12 @@ from specsim.plots.closed_form import (
     speedup_over_batch,
     step_breakdown,
 )
-from specsim.plots.comparisons import claim_figure, errors_over, predicted_against_measured
+from specsim.plots.comparisons import (
+    claim_figure,
+    errors_over,
+    measured_over_k,
+    predicted_against_measured,
+)
 from specsim.plots.general import curves, part_bars, roofline_chart
 from specsim.plots.live import WhatIfFigure
 from specsim.plots.services import (
@@ -26,6 +31,7 @@ __all__ = [
     "context_curve",
     "curves",
     "errors_over",
+    "measured_over_k",
     "part_bars",
     "plan_curves",
     "predicted_against_measured",

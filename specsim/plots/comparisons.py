@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from specsim.plots.style import (
     BLUE,
@@ -85,6 +86,25 @@ def predicted_against_measured(
     for axis in (ax.xaxis, ax.yaxis):
         plain_ticks(axis, low, high)
     legend(ax, fontsize=7)
+    return ax
+
+
+def measured_over_k(
+    series: Mapping[str, Sequence[tuple[float, float, float]]], ax: Axes | None = None,
+    *, label: str = "speedup",
+) -> Axes:  # fmt: skip
+    """Series of (K, predicted, measured): a line for the prediction, points for what was
+    measured, in one colour."""
+    ax = axes_or_new(ax)
+    colours = (BLUE, ORANGE, GREEN, RED, PURPLE, GREY)
+    for (name, points), colour in zip(series.items(), colours, strict=False):
+        k, predicted, measured = np.array(sorted(points)).T
+        ax.plot(k, predicted, color=colour, label=name)
+        ax.plot(k, measured, color=colour, linestyle="none", marker="o", markersize=5)
+    ax.axhline(1, color=GREY, linestyle="--", linewidth=1)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(xlabel="drafted tokens K", ylabel=f"{label} (line predicted, points measured)")
+    legend(ax, fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0))  # points need it all
     return ax
 
 
