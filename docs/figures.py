@@ -197,9 +197,9 @@ INTRODUCTION = """\
 Figures of `specsim.plots`, each with the code that drew it. The series come from `specsim`; the
 functions of `plots` take rows and arrays, so that figures of your own need no more than this.
 Predictions against measurements are in [accuracy](accuracy.md), the figure with controls in the
-[notebooks](notebooks.md). The colours (Okabe and Ito) are told apart by the colour-blind, and lines differ
-in dashes as well. Where there is an interval, it is the shaded band. `prediction()` and `plan()`
-are the deployment and the service of most figures.
+[notebooks](notebooks.md). The colours (Okabe and Ito) are told apart by the colour-blind, and
+lines differ in dashes as well. Where there is an interval, it is the shaded band. `prediction()`
+and `plan()` are the deployment and the service of most figures.
 
 ```{literalinclude} figures.py
 :language: python
