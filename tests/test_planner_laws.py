@@ -136,6 +136,21 @@ def test_every_kind_of_law_gives_the_plan_its_own_lengths(tmp_path: Path, sectio
         assert length == pytest.approx(law.acceptance_length(k), rel=1e-6)
 
 
+def test_a_plan_beyond_the_measured_range_says_so(tmp_path: Path) -> None:
+    found = {}
+    for name, last in (("narrow", "[10, 200]"), ("wide", "[10, 4000]")):
+        path = tmp_path / f"{name}.yaml"
+        largest = 2 if name == "narrow" else 16
+        path.write_text(
+            f"schema_version: 1\nacceptance: {{alpha: 0.85}}\n"
+            f"range: {{num_draft_tokens: [1, {largest}], context: {last}}}\n",
+            encoding="utf-8",
+        )
+        found[name] = {w.code for w in planned({"calibration": str(path)}).warnings}
+    assert {"extrapolated-acceptance", "extrapolated-context"} <= found["narrow"]
+    assert not {"extrapolated-acceptance", "extrapolated-context"} & found["wide"]
+
+
 def test_a_class_takes_the_law_of_its_domain(tmp_path: Path) -> None:
     path = calibration(
         tmp_path, "  alpha: 0.7\n  by_domain:\n    code: {alpha: 0.9}\n    chat: {alpha: 0.4}\n"

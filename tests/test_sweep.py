@@ -307,6 +307,8 @@ def test_ctrl_c_exits_130_and_keeps_what_is_done(tmp_path: Path, file: Path) -> 
         [PROGRAM, "sweep", str(file), "--out", str(out), "--workers", "1",
          "--vary", "seed=0:59", "--set", "workload.num_requests=20000", "--json"],
         stdout=subprocess.PIPE, text=True,
+        # a shell's background job, as this test may be, ignores the signal; so would its child
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while len(shards(out)) < 2 and time.monotonic() < deadline:

@@ -6,7 +6,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from specsim.analytic.caveats import Caveat, acceptance_caveats, placement_caveats
+from specsim.analytic.caveats import (
+    Caveat,
+    acceptance_caveats,
+    placement_caveats,
+    range_caveats,
+)
 from specsim.planner.answers import Facts
 from specsim.planner.answers_cost import unmet
 
@@ -72,7 +77,11 @@ def cautions(facts: Facts) -> Iterator[Caveat]:
     for traffic in facts.problem.classes:
         law = spec.option.laws[traffic.name]
         label = f"{traffic.name}: " if traffic.name else ""
-        for caveat in acceptance_caveats(law, [spec.largest_k], spec.option.source):
+        found = [
+            *acceptance_caveats(law, [spec.largest_k], spec.option.source),
+            *range_caveats(spec.source, law, max(spec.demand.batch, 1.0), facts.problem.context),
+        ]
+        for caveat in found:
             yield Caveat(code=caveat.code, message=f"{label}{caveat.message}")
 
 
