@@ -249,10 +249,12 @@ def save(folder, kind, trainee, loaded, token_ids, *, exact=False):
     return path
 
 
-def test_overlap_and_mass_by_hand(target, examples, token_ids):
+@pytest.mark.parametrize("kind", ["eagle", "layers:1"])
+def test_overlap_and_mass_by_hand(kind, target, examples, token_ids):
     """judge: Σ min(p, q) and Σ p over the draft's tokens, recomputed on the full vocabulary."""
-    trainee = random_trainee("layers:1", target, token_ids)
+    trainee = random_trainee(kind, target, token_ids)
     scored = next(iter(trainee.passes(examples[:2], 1)))
+    scored = dataclasses.replace(scored, logits=scored.logits.detach())
     judged = judge(scored, token_ids)
     place = 0
     for example in examples[:2]:

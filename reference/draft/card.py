@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import torch
 
-from reference.model import Model
+from reference.model import Model, ModelConfig
 from reference.tokenizer import Tokenizer
 
 _EMBEDDING_STRIDE = 64  # every 64th row: a megabyte says which weights these are
@@ -31,3 +31,9 @@ def vocabulary_hash(tokenizer: Tokenizer) -> str:
     """Hash of every token and its id."""
     text = json.dumps(sorted(tokenizer.backend.get_vocab().items()))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Weights of a model, a tied output matrix counted once."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in Model(config).parameters())

@@ -24,7 +24,8 @@ from specsim.errors import ConfigError
 
 def described(path: Path, card: dict[str, Any]) -> dict[str, Any]:
     """What a results file repeats of a card."""
-    names = ("kind", "draft_vocab_size", "trained_parameters", "data", "training", "history")
+    names = ("kind", "target", "draft_vocab_size", "trained_parameters", "data", "training",
+             "history")  # fmt: skip
     return {**{name: card[name] for name in names}, "file_bytes": path.stat().st_size}
 
 
@@ -82,11 +83,10 @@ def decoding(
     return result
 
 
-def circumstances(k: int, threads: int) -> dict[str, Any]:
+def circumstances(threads: int) -> dict[str, Any]:
     """What the measurements depend on, beside the drafts."""
     names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
     return {
-        "k": k,
         "threads": threads,
         "processor": names[0] if names else platform.processor(),
         "torch": torch.__version__.partition("+")[0],
@@ -98,8 +98,8 @@ def _cpuinfo() -> list[str]:
     return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
 
-def merge(path: Path, results: dict[str, Any], measured: dict[str, Any]) -> None:
-    """Put drafts' results into the JSON file, keeping the other drafts that it has.
+def merge(path: Path, results: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    """Put drafts' results into the JSON file, keeping what it has of others; all drafts.
 
     Raises:
         ConfigError: when the file is not one of ours.
@@ -110,6 +110,9 @@ def merge(path: Path, results: dict[str, Any], measured: dict[str, Any]) -> None
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: not a results file of drafts ({error})") from None
     for name, values in results.items():
-        drafts[name] = {**values, "measured": measured}
+        before = drafts.get(name, {})
+        decoded = {**before.get("decoding", {}), **values.get("decoding", {})}
+        drafts[name] = {**before, **values, "decoding": decoded, "measured": measured}
     text = json.dumps({"drafts": dict(sorted(drafts.items()))}, indent=1, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
+    return drafts

@@ -40,7 +40,7 @@ def _cost(drafts: dict[str, Any], path: Path) -> Path:
                      "markersize": 10 if d["kind"] == "eagle" else 5, "capsize": 2}  # fmt: skip
             size = d["trained_parameters"] / 1e6
             left.errorbar(size, value, Z95 * error, **style)
-            cost = d["decoding"].get("bfloat16/0", {}).get(domain)
+            cost = d["decoding"].get("bfloat16/0/4", {}).get(domain)
             if cost is not None:
                 middle, low, high = cost["cost_ratio"]
                 right.errorbar(

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from reference.draft.card import fingerprint, vocabulary_hash
+from reference.draft.card import fingerprint, num_parameters, vocabulary_hash
 from reference.training.batches import Columns, Example, unpack
 from reference.training.corpus import Corpus, frequent_tokens
 from reference.training.generate import Sequences
@@ -92,6 +92,8 @@ def card(
             "name": target.name,
             "fingerprint": fingerprint(target.model),
             "vocabulary": vocabulary_hash(target.tokenizer),
+            "hidden_size": target.model.config.hidden_size,
+            "parameters": num_parameters(target.model.config),
         },
         "data": {
             "corpus": corpus.key,
