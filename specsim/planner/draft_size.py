@@ -4,7 +4,9 @@ log(1 − α) = level of the task + slope · log(target size / draft size)
 
 The slope is shared by all tasks, the level differs between them (and with temperature),
 so a measurement with one draft moves every other draft of that task along the line. An
-unmeasured task takes the mean level, and the spread of levels is in its interval.
+unmeasured task takes the mean level of the published tasks, and the spread of their levels
+is in its interval. Our own drafts say how α grows with size, not how high it is: they saw a
+million tokens, a released draft trillions.
 """
 
 from __future__ import annotations
@@ -107,7 +109,7 @@ class AlphaEstimate:
 @dataclass(frozen=True, kw_only=True)
 class DraftSizeModel:
     """The fitted line in log(1 − α). `residual` is the standard deviation around a task's
-    own line, `between` that of the levels of tasks."""
+    own line, `between` that of the levels of the `num_groups` tasks that have one."""
 
     slope: float
     slope_error: float
@@ -180,7 +182,7 @@ def fit_pairs(pairs: Sequence[Pair] | None = None) -> DraftSizeModel:
     """Least squares with one level per group and one slope; `draft_pairs()` by default.
 
     The residual has the pairs' own errors as its floor; the mean level weighs groups
-    equally.
+    equally and leaves out those that we measured, unless there are no others.
 
     Raises:
         ValueError: if no group has two drafts of different size.
@@ -205,11 +207,13 @@ def fit_pairs(pairs: Sequence[Pair] | None = None) -> DraftSizeModel:
     own = [float(dx[index == g] @ dy[index == g] / (dx[index == g] @ dx[index == g]))
            for g in range(len(groups)) if np.any(dx[index == g])]  # fmt: skip
     spread = float(np.std(own, ddof=1)) if len(own) > 1 else abs(slope)
+    published = {pair.group for pair in pairs if pair.provenance == PROVENANCES[0]}
+    levels = levels[[group in published for group in groups]] if published else levels
     between = float(np.std(levels, ddof=1)) if len(levels) > 1 else abs(float(levels[0]))
     return DraftSizeModel(
         slope=slope, slope_error=max(residual / float(np.sqrt(dx @ dx)), spread),
         level=float(levels.mean()), between=between * math.sqrt(1 + 1 / len(levels)),
-        residual=residual, num_pairs=len(pairs), num_groups=len(groups),
+        residual=residual, num_pairs=len(pairs), num_groups=len(levels),
         num_own=sum(pair.provenance == PROVENANCES[1] for pair in pairs),
     )  # fmt: skip
 
