@@ -245,9 +245,10 @@ def test_shell_completion(words: str, completed: str) -> None:
 
 
 def test_completion_can_be_installed(tmp_path: Path) -> None:
+    # typer asks which shell it was called from
+    program = f"{sys.executable} -c 'from specsim.cli import main; main()' --install-completion"
     subprocess.run(
-        [sys.executable, "-c", "from specsim.cli import main; main()",
-         "--install-completion", "bash"],
+        ["bash", "-c", f"{program}; exit $?"],
         env={**os.environ, "HOME": str(tmp_path), "SHELL": "/bin/bash"},
         capture_output=True, text=True, check=True,
     )  # fmt: skip

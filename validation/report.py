@@ -182,13 +182,17 @@ def _scatter(comparison: Comparison, folder: Path) -> list[Path]:
     return [path]
 
 
+#: What names of rows have beyond what tells their series apart.
+NOT_IN_LEGEND = re.compile(r"^\w+: |^speedup, |-core [\d.]+|-Instruct| ?\bK=\d+,?")
+
+
 def _over_k(comparison: Comparison, folder: Path) -> list[Path]:
     """Speedup over K with the measured points: settings measured at three K and more, those
     in which K matters most first."""
     series: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     for row in comparison.rows:
         if "K" in row.tags and row.unit in SPEEDUP and row.observed:
-            name = re.sub(r"^\w+: | ?\bK=\d+,?", "", row.name)
+            name = re.sub(NOT_IN_LEGEND, "", row.name)
             series[name].append((row.tags["K"], float(row.predicted or 0), row.observed))
     several = {n: points for n, points in series.items() if len({k for k, *_ in points}) >= 3}
     ordered = sorted(several, key=lambda n: -float(np.ptp([m for *_, m in several[n]])))
