@@ -257,11 +257,17 @@ def test_published_slope_and_order() -> None:
     assert [a.alpha for a in alphas] == sorted((a.alpha for a in alphas), reverse=True)
     assert alphas[2].alpha == pytest.approx(0.7)
     assert alphas[2].standard_error == pytest.approx(0.02, rel=0.01)
-    # far from the anchor less is known, and less than at a fifth of its size without one
-    widths = [a.high - a.low for a in (alphas[2], alphas[3], alphas[4])]
-    assert widths == sorted(widths)
-    nothing = model.unanchored(10)
-    assert nothing.high - nothing.low > widths[1]
+    # far from the anchor, and at every size without one, less is known (of log(1 − α))
+    spread = [math.log((1 - a.low) / (1 - a.high)) for a in alphas]
+    assert spread[2] < spread[1] < spread[0]
+    assert spread[2] < spread[3] < spread[4]
+    for ratio, anchored in zip((2, 5, 10, 50, 200), spread, strict=True):
+        nothing = model.unanchored(ratio)
+        assert math.log((1 - nothing.low) / (1 - nothing.high)) > anchored
+    # the slope's own error counts away from the sizes that were measured
+    errors = [model.unanchored(math.exp(model.centre + d)) for d in (0, 2, -2)]
+    middle, *far = (math.log((1 - e.low) / (1 - e.high)) for e in errors)
+    assert min(far) > 1.05 * middle
 
 
 def test_left_out_sizes_lie_in_the_prediction_interval() -> None:

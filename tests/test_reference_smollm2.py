@@ -169,6 +169,15 @@ def exact_joint(smollm2):
     return prompt, joint
 
 
+def agreement(requests, joint):
+    """p-value of a G-test of the sequences that were generated against their exact joint."""
+    cells = {sequence: i for i, sequence in enumerate(joint)}
+    counts = np.zeros(len(cells) + 1)  # the last cell: sequences of probability 0
+    for request in requests:
+        counts[cells.get(tuple(request.generated), len(cells))] += 1
+    return g_test(counts, np.array([*joint.values(), 0.0]) * len(requests))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "shape", "rule"),
@@ -191,9 +200,4 @@ def test_g_test(smollm2, exact_joint, method, shape, rule):
     requests = [Request(f"{i}", prompt, HORIZON, SeededRandomness(7, i)) for i in range(SAMPLES)]
     for _ in decoder.run(requests):
         pass
-    cells = {sequence: i for i, sequence in enumerate(joint)}
-    counts = np.zeros(len(cells) + 1)  # the last cell: sequences of probability 0
-    for request in requests:
-        counts[cells.get(tuple(request.generated), len(cells))] += 1
-    expected = np.array([*joint.values(), 0.0]) * SAMPLES
-    assert g_test(counts, expected) > SIGNIFICANCE
+    assert agreement(requests, joint) > SIGNIFICANCE

@@ -109,12 +109,14 @@ class AlphaEstimate:
 @dataclass(frozen=True, kw_only=True)
 class DraftSizeModel:
     """The fitted line in log(1 − α). `residual` is the standard deviation around a task's
-    own line, `between` that of the levels of the `num_groups` tasks that have one."""
+    own line, `between` that of the levels of the `num_groups` tasks that have one, known
+    best at `centre`, their mean log(target size / draft size)."""
 
     slope: float
     slope_error: float
     level: float
     between: float
+    centre: float
     residual: float
     num_pairs: int
     num_groups: int
@@ -156,7 +158,8 @@ class DraftSizeModel:
         """
         self._check(ratio, 0.5)
         along = math.log(ratio)
-        spread = math.hypot(self.between, self.residual)
+        tilt = self.slope_error * (along - self.centre)
+        spread = math.hypot(self.between, self.residual, tilt)
         text = (
             f"draft-size model, nothing measured on this traffic: mean of "
             f"{self.num_groups} tasks ({self.basis})"
@@ -208,11 +211,13 @@ def fit_pairs(pairs: Sequence[Pair] | None = None) -> DraftSizeModel:
            for g in range(len(groups)) if np.any(dx[index == g])]  # fmt: skip
     spread = float(np.std(own, ddof=1)) if len(own) > 1 else abs(slope)
     published = {pair.group for pair in pairs if pair.provenance == PROVENANCES[0]}
-    levels = levels[[group in published for group in groups]] if published else levels
+    known = np.array([group in published or not published for group in groups])
+    levels = levels[known]
     between = float(np.std(levels, ddof=1)) if len(levels) > 1 else abs(float(levels[0]))
     return DraftSizeModel(
         slope=slope, slope_error=max(residual / float(np.sqrt(dx @ dx)), spread),
         level=float(levels.mean()), between=between * math.sqrt(1 + 1 / len(levels)),
+        centre=float(mean_x[known].mean()),
         residual=residual, num_pairs=len(pairs), num_groups=len(levels),
         num_own=sum(pair.provenance == PROVENANCES[1] for pair in pairs),
     )  # fmt: skip
