@@ -18,7 +18,7 @@ import pytest
 from specsim.cli.main import run as command_line
 from specsim.errors import ScenarioError
 from specsim.planner.grids import make_grid, parse_vary
-from specsim.planner.shards import MANIFEST, MERGED, chunks
+from specsim.planner.shards import MANIFEST, MERGED, chunks, write_bytes
 from specsim.planner.sweeping import sweep
 from specsim.scenario.document import Scenario
 
@@ -298,6 +298,27 @@ def test_json_of_the_command(tmp_path: Path, file: Path, capsys) -> None:
     assert Path(result["path"]).name == MERGED
     manifest = json.loads((tmp_path / "o" / MANIFEST).read_text())
     assert manifest["vary"] == {"draft.num_draft_tokens": [1, 2]}
+
+
+@pytest.mark.parametrize("last", [1, 2, 6], ids=["first shard", "second shard", "last shard"])
+def test_ctrl_c_right_after_a_shard_was_written_counts_it(
+    tmp_path: Path, base: Scenario, monkeypatch: pytest.MonkeyPatch, last: int
+) -> None:
+    written: list[str] = []
+
+    def write(path: Path, content: bytes) -> None:
+        write_bytes(path, content)
+        written.append(path.name)
+        if len(written) == last:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("specsim.planner.sweeping.write_bytes", write)
+    out = tmp_path / "out"
+    done = sweep(base, VARY, out, workers=1)
+    assert (done.runs, done.reused, done.interrupted, done.path) == (last, 0, True, None)
+    assert len(shards(out)) == last
+    again = sweep(base, VARY, out, workers=1, resume=True)
+    assert (again.runs, again.reused, again.interrupted) == (6 - last, last, False)
 
 
 def test_ctrl_c_exits_130_and_keeps_what_is_done(tmp_path: Path, file: Path) -> None:

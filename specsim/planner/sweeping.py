@@ -129,7 +129,7 @@ def sweep(
     reused = sum(len(c.points) for c in wanted if c.name in present)
     schema = table_schema(grid, run)
     done, started = 0, time.perf_counter()
-    interrupted = False
+    path, interrupted = None, False
     tasks = [(grid, chunk, run, max_requests) for chunk in missing]
     try:
         for chunk, rows in _parallel(tasks, workers, cluster):
@@ -139,10 +139,12 @@ def sweep(
                 spent = time.perf_counter() - started
                 left = spent / done * (len(grid) - reused - done)
                 progress(reused + done, len(grid), left)
+        path = merge(folder, wanted)
     except KeyboardInterrupt:
         interrupted = True
-    path = None if interrupted else merge(folder, wanted)
-    return Sweep(folder=folder, path=path, runs=done, reused=reused,
+    # The disk knows what is done: Ctrl-C may come between a shard's rename and our count.
+    runs = sum(len(chunk.points) for chunk in missing if (folder / chunk.name).exists())
+    return Sweep(folder=folder, path=path, runs=runs, reused=reused,
                  failed=_failures(folder, wanted), interrupted=interrupted)  # fmt: skip
 
 
