@@ -1,8 +1,9 @@
-"""vLLM server logs: the `SpecDecoding metrics:` lines of V1 (two field orders, and one with
+"""vLLM server logs: the `SpecDecoding metrics:` lines of V1 (several field orders, one with
 the speculative depth), the `Speculative metrics:` lines of V0, and the throughput lines.
 
 V1 reports each interval on its own; V0 counts since the start, so its lines are subtracted.
-vLLM counts a draft only for requests that drafted something.
+vLLM counts a draft only for requests that drafted something. In 0.9 the mean acceptance
+length leaves the bonus token out; 0.8 prints accepted and drafted tokens alone.
 """
 
 from __future__ import annotations
@@ -40,10 +41,14 @@ _POSITIONS = re.compile(r"Per-position acceptance rate: ([\d.,\s+-]*(?:[eE][+-]?
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _STAMP = re.compile(r"\b(\d\d-\d\d \d\d:\d\d:\d\d)\b")
 _ENGINE = re.compile(r"Engine (\d+)")
+_PROCESS = re.compile(r"\bpid=(\d+)")
+_CONFIGURED_K = re.compile(r"""num_spec(?:ulative)?_tokens['"]?\s*[=:]\s*(\d+)""")
 _METHOD = re.compile(r"""['"]?method['"]?\s*[=:]\s*['"]([\w-]+)['"]""")
 _V1_FIELDS = ("accepted", "drafted", "length", "accepted_rate", "drafted_rate", "rate", "depth")
 #: Methods that propose nothing where they find nothing.
 LOOKUP_METHODS = ("ngram", "ngram_gpu", "suffix", "[ngram]")
+#: vLLM's default interval between lines, in seconds (VLLM_LOG_STATS_INTERVAL).
+LOG_INTERVAL_S = 10.0
 
 
 @dataclass(slots=True)
@@ -54,10 +59,21 @@ class _Window:
     steps: float
     drafted: float
     accepted: float
-    at_least: list[float]
+    at_least: list[float] | None
     seconds: float | None
     stamp: str | None
-    text: str
+    process: str | None
+
+
+@dataclass(slots=True)
+class _Throughput:
+    """One throughput line."""
+
+    stamp: str | None
+    process: str | None
+    generation: float
+    running: float
+    prompt: float
 
 
 def read(path: Path, progress: Progress | None = None) -> Imported:
@@ -77,12 +93,14 @@ class _Reader:
         self.path, self.notes = path, Notes()
         self.tallies, self.times = TallyByK(), StepTimes()
         self.pending: _Window | None = None
-        self.engine: tuple[str | None, float, float, float] | None = None
+        self.engine: _Throughput | None = None
         self.engines: set[str] = set()
         self.counters: tuple[float, ...] | None = None
         self.last_text = ""
         self.method: str | None = None
+        self.configured_k: int | None = None
         self.throughput_lines = 0
+        self.long_interval_s = 0.0
 
     def line(self, line: str, where: str) -> None:
         if V1 in line:
@@ -91,8 +109,12 @@ class _Reader:
             self._v0(_COLOUR.sub("", line), where)
         elif THROUGHPUT in line:
             self._engine(_COLOUR.sub("", line), where)
-        elif self.method is None and "peculative" in line and (found := _METHOD.search(line)):
-            self.method = found[1]
+        elif "peculative" in line:
+            if self.method is None and (found := _METHOD.search(line)):
+                self.method = found[1]
+            if self.configured_k is None and (found := _CONFIGURED_K.search(line)):
+                k = int(found[1][:4])
+                self.configured_k = k if 1 <= k <= MAX_POSITIONS else None
 
     def _v1(self, line: str, where: str) -> None:
         if line == self.last_text:
@@ -104,7 +126,7 @@ class _Reader:
             return
         self._flush()
         self.pending = window
-        self._pair()
+        self._pair()  # vLLM prints an engine's throughput just before
 
     def _window(self, line: str, where: str) -> _Window | None:
         if _field("drafted", line, where) == 0:
@@ -112,7 +134,8 @@ class _Reader:
         values = {key: _field(key, line, where) for key in _V1_FIELDS}
         accepted, drafted, length = (values[k] for k in ("accepted", "drafted", "length"))
         positions = _POSITIONS.search(line)
-        if accepted is None or drafted is None or length is None or positions is None:
+        bare = length is None and positions is None and values["rate"] is not None
+        if accepted is None or drafted is None or (not bare and (length is None or not positions)):
             self.notes.add("incomplete-lines", f"{where} lacks fields; left out")
             return None
         if accepted > drafted:
@@ -123,6 +146,9 @@ class _Reader:
         rate = values["rate"]
         if rate is not None:
             number(rate, where, "Draft acceptance rate (%)", high=100.0)
+        stamp, process = _first(_STAMP, line), _first(_PROCESS, line)
+        if length is None or positions is None:
+            return self._bare(accepted, drafted, stamp, process, where)
         texts = [t.strip() for t in positions[1].split(",") if t.strip()]
         if not texts or len(texts) > MAX_POSITIONS:
             self.notes.add("incomplete-lines", f"{where} lacks per-position rates; left out")
@@ -131,6 +157,8 @@ class _Reader:
         if values["depth"] is not None:
             survival = survival[: max(1, int(values["depth"]))]
         k = len(survival)
+        if length - sum(survival) < 0.5:  # 0.9 leaves the bonus token out
+            length += 1
         steps = _num_drafts(accepted, drafted, length, k)
         at_least = [s * steps for s in survival]
         if abs(sum(at_least) - accepted) > 0.0006 * k * steps + 1.5 + 0.02 * accepted:
@@ -147,10 +175,23 @@ class _Reader:
         ):
             if seconds is None and count > 0 and per_s:
                 seconds = count / per_s
-        stamp = _STAMP.search(line)
-        return _Window(
-            k, steps, drafted, accepted, at_least, seconds, stamp[1] if stamp else None, line
-        )
+        return _Window(k, steps, drafted, accepted, at_least, seconds, stamp, process)
+
+    def _bare(
+        self, accepted: float, drafted: float, stamp: str | None, process: str | None, where: str
+    ) -> _Window | None:
+        """A line of 0.8, without the number of drafts: K is the one the server was started
+        with."""
+        k = self.configured_k
+        if k is None:
+            self.notes.add(
+                "unknown-k",
+                f"{where}: neither acceptance length nor rates per position (vLLM 0.8), and no "
+                "line with num_spec_tokens before it; left out",
+            )
+            return None
+        steps = drafted / k
+        return _Window(k, steps, drafted, accepted, None, None, stamp, process)
 
     def _v0(self, line: str, where: str) -> None:
         k, accepted, drafted, emitted = (
@@ -197,31 +238,40 @@ class _Reader:
             return
         if found := _ENGINE.search(line):
             self.engines.add(found[1])
-        stamp = _STAMP.search(line)
-        prompt = _field("prompt", line, where) or 0.0
-        self.engine = (stamp[1] if stamp else None, generation, running, prompt)
-        self._pair()
+        self.engine = _Throughput(
+            _first(_STAMP, line), _first(_PROCESS, line), generation, running,
+            _field("prompt", line, where) or 0.0,
+        )  # fmt: skip
+        if len(self.engines) < 2:  # with several, the window before may be another's
+            self._pair()
 
     def _pair(self) -> None:
         """Join an interval with the throughput line of the same moment."""
-        if self.engine is None:
+        engine, window = self.engine, self.pending
+        if engine is None or window is None or engine.process != window.process:
             return
-        stamp, generation, running, prompt = self.engine
-        window = self.pending
-        if window is None:
-            return
-        if len(self.engines) > 1 or not _same_moment(stamp, window.stamp):
+        if not _same_moment(engine.stamp, window.stamp):
             return
         self.engine = None
-        emitted = None if window.seconds is None else generation * window.seconds
-        if window.seconds and running >= 1:
+        seconds = self._interval(window.seconds)
+        emitted = None if seconds is None else engine.generation * seconds
+        if seconds and seconds == window.seconds and engine.running >= 1:
             steps = window.steps
             if emitted is not None and emitted - window.accepted > 1.05 * steps:
                 steps = emitted - window.accepted  # steps that drafted nothing count as well
-            per_request = steps / window.seconds / running
-            if per_request > 0 and prompt <= 0.1 * generation:
-                self.times.add(window.k, running, 1 / per_request, steps / running)
+            per_request = steps / seconds / engine.running
+            if per_request > 0 and engine.prompt <= 0.1 * engine.generation:
+                self.times.add(window.k, engine.running, 1 / per_request, steps / engine.running)
         self._flush(emitted)
+
+    def _interval(self, seconds: float | None) -> float | None:
+        """Seconds that a throughput line covers. A window that follows idle time reaches back
+        over it, while throughput is that of the last interval: a long window counts as such
+        only where it recurs, as where VLLM_LOG_STATS_INTERVAL is longer."""
+        if seconds is None or seconds <= 1.2 * LOG_INTERVAL_S:
+            return seconds
+        before, self.long_interval_s = self.long_interval_s, seconds
+        return seconds if abs(seconds - before) <= 0.05 * seconds else LOG_INTERVAL_S
 
     def _flush(self, emitted: float | None = None) -> None:
         window, self.pending = self.pending, None
@@ -246,7 +296,8 @@ class _Reader:
             )
         if self.method in LOOKUP_METHODS or self.method is None:
             for tally in self.tallies.values():
-                tally.counts_all_steps = not tally.positions_known  # V0 counts every step
+                # V0 counts every step
+                tally.counts_all_steps = self.counters is not None and not tally.positions_known
         if self.times.result():
             self.notes.add(
                 "approximate-step-time",
@@ -264,6 +315,11 @@ def _field(key: str, line: str, where: str) -> float | None:
     if found is None:
         return None
     return number(found[1], where, key)
+
+
+def _first(pattern: re.Pattern[str], line: str) -> str | None:
+    found = pattern.search(line)
+    return None if found is None else found[1]
 
 
 def _num_drafts(accepted: float, drafted: float, length: float, k: int) -> float:

@@ -1,0 +1,85 @@
+"""Layouts that other versions of the engines print, and files as people keep them: what each
+gives. The lines are as the engines' own sources print them; the figures are ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from specsim.interop.common import Imported, Tally
+from specsim.interop.detect import read_file
+
+
+def read(folder: Path, text: str, name: str = "server.log") -> Imported:
+    path = folder / name
+    path.write_text(text)
+    return read_file(path)
+
+
+def codes(imported: Imported) -> set[str]:
+    return {note.code for note in imported.notes}
+
+
+def counts(imported: Imported) -> dict[int, tuple[float, float]]:
+    """K → (steps, accepted tokens)."""
+    return {t.num_draft_tokens: (t.steps, float(t.total[Tally.ACCEPTED])) for t in imported.tallies}
+
+
+VLLM_08 = (
+    "INFO 04-20 10:00:10 [metrics.py:53] SpecDecoding metrics: Draft acceptance rate: 50.0%, "
+    "Accepted: 540 tokens, Drafted: 1080 tokens\n"
+)
+VLLM_STARTS = (
+    "INFO 04-20 09:59:00 [core.py:58] Initializing a V1 LLM engine with config: model='m', "
+    "speculative_config=SpeculativeConfig(method='eagle', model='x', num_spec_tokens=3)\n"
+)
+
+
+def test_vllm_09_mean_length_without_the_bonus_token(tmp_path: Path) -> None:
+    line = (
+        "INFO 05-20 10:00:10 [metrics.py:86] SpecDecoding metrics: Draft acceptance rate: 50.0%, "
+        "Mean acceptance length: 1.50, Accepted: 540 tokens, Drafted: 1080 tokens, "
+        "Per-position acceptance rate: 0.700, 0.500, 0.300\n"
+    )
+    assert counts(read(tmp_path, line)) == {3: (360, 540)}
+
+
+def test_vllm_08_takes_k_from_the_line_of_its_start(tmp_path: Path) -> None:
+    assert counts(read(tmp_path, VLLM_STARTS + VLLM_08)) == {3: (360, 540)}
+    assert "unknown-k" in codes(read(tmp_path, VLLM_08))
+
+
+def vllm(stamp: str, seconds: float, generation: float, engine: int = 0, k: int = 3) -> str:
+    """An engine's two lines: 100 steps of K tokens, half of them accepted."""
+    rates = ", ".join("0.500" for _ in range(k))
+    return (
+        f"(APIServer pid=7) INFO 08-04 {stamp} [loggers.py:310] Engine {engine:03d}: Avg prompt "
+        f"throughput: 0.0 tokens/s, Avg generation throughput: {generation} tokens/s, Running: 2 "
+        "reqs, Waiting: 0 reqs, GPU KV cache usage: 0.1%, Prefix cache hit rate: 0.0%\n"
+        f"(APIServer pid=7) INFO 08-04 {stamp} [metrics.py:120] SpecDecoding metrics: Mean "
+        f"acceptance length: {1 + k / 2:.2f}, Accepted throughput: {50 * k / seconds:.2f} "
+        f"tokens/s, Drafted throughput: {100 * k / seconds:.2f} tokens/s, Accepted: {50 * k} "
+        f"tokens, Drafted: {100 * k} tokens, Per-position acceptance rate: {rates}, Avg Draft "
+        "acceptance rate: 50.0%\n"
+    )
+
+
+def test_vllm_window_that_reaches_over_idle_time(tmp_path: Path) -> None:
+    """The first window counts from the server's start, throughput from ten seconds ago."""
+    imported = read(tmp_path, vllm("20:51:08", 761, 25.0) + vllm("20:51:18", 10, 25.0))
+    (tally,) = imported.tallies
+    assert tally.total[Tally.EMITTED] == pytest.approx(500, rel=0.01)
+    (step,) = imported.steps
+    assert step.seconds == pytest.approx(0.2, rel=0.01)  # 2 requests, 100 steps in 10 s
+    every_minute = "".join(vllm(f"20:5{i}:00", 60, 250 / 60) for i in range(5))
+    assert read(tmp_path, every_minute).steps[0].seconds == pytest.approx(1.2, rel=0.01)
+
+
+def test_vllm_data_parallel_engines_keep_their_own_throughput(tmp_path: Path) -> None:
+    text = "".join(
+        vllm(f"20:51:{i}8", 10, 25.0, 0) + vllm(f"20:51:{i}8", 5, 50.0, 1) for i in range(3)
+    )
+    (tally,) = read(tmp_path, text).tallies
+    assert tally.emitted_known
+    assert tally.total[Tally.EMITTED] == pytest.approx(6 * 250, rel=0.01)
