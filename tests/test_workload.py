@@ -193,6 +193,24 @@ def test_formats(
     assert trace.output_tokens.tolist() == outputs
 
 
+@pytest.mark.parametrize(
+    ("stamps", "seconds"),
+    [
+        # Azure 2024 leaves the fraction out where it is zero
+        (["2024-05-10 00:00:00.009930+00:00", "2024-05-10 00:00:01+00:00"], 0.99007),
+        (["2024-05-10T00:00:00Z", "2024-05-10T00:00:01.5Z"], 1.5),
+        # 23:00 five hours west of Greenwich is four o'clock there
+        (["2024-05-10 23:00:00.25-05:00", "2024-05-11 05:00:00.75+00:00"], 3600.5),
+        (["2024-05-10 23:59:59", "2024-05-11 00:00:00.1234567"], 1.1234567),
+    ],
+)
+def test_time_zones(tmp_path: Path, stamps: list[str], seconds: float) -> None:
+    path = tmp_path / "a.csv"
+    rows = "".join(f"{stamp},10,5\n" for stamp in stamps)
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows, encoding="utf-8")
+    assert read_trace(path).arrival_s.tolist() == pytest.approx([0.0, seconds], abs=1e-6)
+
+
 def test_mooncake_prefixes(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     path.write_text(MOONCAKE, encoding="utf-8")
@@ -213,9 +231,14 @@ def test_mooncake_prefixes(tmp_path: Path) -> None:
         ("x.csv", PLAIN + "nan,1,1\n", "line 4: arrival_s = nan"),
         ("x.csv", PLAIN + "soon,1,1\n", "line 4: arrival_s = 'soon': expected seconds or"),
         ("x.csv", PLAIN + "2,many,1\n", "line 4: prompt_tokens = 'many'"),
-        ("x.csv", PLAIN + "2,1.5,1\n", "expected a whole number >= 1"),
-        ("x.csv", PLAIN + "2,0,1\n", "expected a whole number >= 1"),
+        ("x.csv", PLAIN + "2,1.5,1\n", r"expected a whole number in 1\.\.1000000"),
+        ("x.csv", PLAIN + "2,0,1\n", r"expected a whole number in 1\.\.1000000"),
         ("x.csv", PLAIN + "2,1\n", "line 4: 2 columns; expected 3"),
+        # longer than any prompt: beyond 64 bits, or so long that a sum would wrap around
+        ("x.csv", PLAIN + "2,1e300,1\n", "line 4: prompt_tokens = '1e300'"),
+        ("x.csv", PLAIN + "2,1,9000000000000000000\n", "line 4: output_tokens = '9"),
+        ("x.csv", PLAIN + '2,"' + "1" * 200_000 + '",1\n', "line 4: field larger than"),
+        ("x.jsonl", MOONCAKE + '\n{"timestamp": ' + "1" * 5000 + "}", "line 3: not JSON"),
         ("x.jsonl", MOONCAKE + '\n{"timestamp": 4', "line 3: not JSON"),
         ("x.jsonl", MOONCAKE + "\n[1]", "line 3: expected a JSON object, found list"),
         ("x.jsonl", '{"timestamp": 1, "input_length": 3}', "key 'output_length' is missing"),
@@ -263,4 +286,14 @@ def test_lengths_of_a_trace_need_one() -> None:
         generate(
             arrivals=ArrivalProcess(process="poisson", rate_per_s=1.0),
             classes=(TrafficMix(name=""),), num_requests=3, seed=0,
+        )  # fmt: skip
+
+
+def test_a_trace_with_prefixes_takes_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(MOONCAKE, encoding="utf-8")
+    with pytest.raises(ValueError, match="the trace names the prefixes"):
+        generate(
+            arrivals=ArrivalProcess(process="trace"), classes=(TrafficMix(name=""),),
+            num_requests=10, seed=0, trace=read_trace(path), shared_prefix_tokens=64,
         )  # fmt: skip

@@ -103,6 +103,11 @@ def generate(
         None if trace is None else trace.output_tokens,
     )  # fmt: skip
     prefixes, unit = None, 0
+    if shared_prefix_tokens and trace is not None and trace.prefixes is not None:
+        raise ValueError(
+            f"shared_prefix_tokens={shared_prefix_tokens}, but the trace names the prefixes "
+            "of its prompts"
+        )
     if trace is not None and trace.prefixes is not None:
         prefixes, unit = trace.prefixes, trace.prefix_block_tokens
     elif shared_prefix_tokens:

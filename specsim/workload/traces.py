@@ -9,15 +9,18 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from specsim.errors import RecordError
+from specsim.workload.lengths import LONGEST
 
 #: (time, prompt tokens, output tokens) columns of each CSV format, lower case.
 CSV_FORMATS: dict[str, tuple[str, str, str]] = {
@@ -28,6 +31,11 @@ CSV_FORMATS: dict[str, tuple[str, str, str]] = {
 }
 #: Tokens behind one of Mooncake's `hash_ids`.
 MOONCAKE_BLOCK_TOKENS = 512
+
+_STAMP = re.compile(
+    r"(?P<whole>[^.]+?)(?P<fraction>\.\d+)?(?P<zone>Z|[+-]\d\d:\d\d)?"
+)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +113,13 @@ def _lines(path: Path) -> Iterator[str]:
 
 def _read_csv(path: Path) -> Trace:
     reader = csv.reader(_lines(path))
+    try:
+        return _csv_trace(path, reader)
+    except csv.Error as error:
+        raise RecordError(f"{path}, line {reader.line_num}: {error}") from None
+
+
+def _csv_trace(path: Path, reader: Any) -> Trace:
     header = next(reader, None)
     if not header:
         raise RecordError(f"{path}: empty file; expected a header line")
@@ -146,18 +161,19 @@ def _columns(path: Path, header: Sequence[str]) -> tuple[int, int, int]:
 
 
 def _time(text: str, column: str, where: str) -> float:
-    """Seconds: a number, or a date and time (fractional digits beyond 6 are cut)."""
+    """Seconds: a number, or a date and time, in UTC where it names no zone."""
     text = text.strip()
     try:
         return _checked_time(float(text), column, where)
     except ValueError:
         pass
-    whole, _, fraction = text.partition(".")
-    digits = fraction.split("+")[0].rstrip("Z")
+    found = _STAMP.fullmatch(text)
     try:
-        stamp = datetime.fromisoformat(whole)
-        return (stamp - datetime(1970, 1, 1)).total_seconds() + float(f"0.{digits or 0}")
-    except (ValueError, TypeError):
+        if found is None:
+            raise ValueError
+        stamp = datetime.fromisoformat(found["whole"] + (found["zone"] or "+00:00"))
+        return (stamp - _EPOCH).total_seconds() + float(f"0{found['fraction'] or ''}")
+    except ValueError:
         raise RecordError(
             f"{where}: {column} = {text!r}: expected seconds or YYYY-MM-DD hh:mm:ss.fff"
         ) from None
@@ -174,8 +190,10 @@ def _count(text: object, column: str, where: str, *, least: int) -> int:
         value = float(str(text).strip())
     except ValueError:
         value = math.nan
-    if not (math.isfinite(value) and value == int(value) and value >= least):
-        raise RecordError(f"{where}: {column} = {text!r}: expected a whole number >= {least}")
+    if not (math.isfinite(value) and value == int(value) and least <= value <= LONGEST):
+        raise RecordError(
+            f"{where}: {column} = {text!r}: expected a whole number in {least}..{LONGEST}"
+        )
     return int(value)
 
 
@@ -199,7 +217,7 @@ def _read_mooncake(path: Path) -> Trace:
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # (a number may have too many digits)
             raise RecordError(f"{where}: not JSON ({error})") from None
         if not isinstance(row, dict):
             raise RecordError(f"{where}: expected a JSON object, found {type(row).__name__}")
