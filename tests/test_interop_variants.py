@@ -83,3 +83,89 @@ def test_vllm_data_parallel_engines_keep_their_own_throughput(tmp_path: Path) ->
     (tally,) = read(tmp_path, text).tallies
     assert tally.emitted_known
     assert tally.total[Tally.EMITTED] == pytest.approx(6 * 250, rel=0.01)
+
+
+def test_metrics_with_exemplars_and_in_rays_spelling(tmp_path: Path) -> None:
+    text = (
+        'vllm:spec_decode_num_drafts_total{engine="0"} 1000.0 # {trace_id="ab"} 1.0 1726480923.0\n'
+        'vllm:spec_decode_num_drafts_created{engine="0"} 1.7e9\n'
+        'vllm:spec_decode_num_draft_tokens_total{engine="0"} 3000.0\n'
+        'vllm:spec_decode_num_accepted_tokens_total{engine="0"} 1500.0\n# EOF\n'
+    )
+    for spelling in (text, text.replace("vllm:", "ray_vllm_"), text.replace("vllm:", "ray_vllm:")):
+        assert counts(read(tmp_path, spelling, "metrics.prom")) == {3: (1000, 1500)}
+
+
+def test_metrics_of_vllm_08_count_no_drafts(tmp_path: Path) -> None:
+    imported = read(
+        tmp_path,
+        'vllm:spec_decode_num_draft_tokens_total{engine="0"} 3000.0\n'
+        'vllm:spec_decode_num_accepted_tokens_total{engine="0"} 1500.0\n'
+        'vllm:generation_tokens_total{engine="0"} 2600.0\n'
+        'vllm:request_success_total{engine="0",finished_reason="stop"} 100.0\n'
+        'vllm:time_per_output_token_seconds_sum{engine="0"} 12.0\n'
+        'vllm:time_per_output_token_seconds_count{engine="0"} 1000.0\n',
+        "metrics.prom",
+    )
+    assert counts(imported) == {3: (1000, 1500)}
+    assert "k-from-counts" in codes(imported)
+
+
+def test_metrics_before_the_step_time_was_renamed(tmp_path: Path) -> None:
+    imported = read(
+        tmp_path,
+        'vllm:spec_decode_num_drafts_total{engine="0"} 1000.0\n'
+        'vllm:spec_decode_num_draft_tokens_total{engine="0"} 3000.0\n'
+        'vllm:spec_decode_num_accepted_tokens_total{engine="0"} 1500.0\n'
+        'vllm:time_per_output_token_seconds_sum{engine="0"} 12.0\n'
+        'vllm:time_per_output_token_seconds_count{engine="0"} 1000.0\n',
+        "metrics.prom",
+    )
+    assert imported.steps[0].seconds == pytest.approx(0.012)
+
+
+def sglang(length: float, throughput: float, rank: str = "TP0", rate: str = "") -> str:
+    return (
+        f"[2026-01-05 10:00:00 {rank}] Decode batch, #running-req: 1, #token: 108, token usage: "
+        f"0.00, accept len: {length:.2f}, {rate}cuda graph: True, gen throughput (token/s): "
+        f"{throughput:.2f}, #queue-req: 0\n"
+    )
+
+
+SGLANG_STARTS = (
+    "[2026-01-05 09:59:00] server_args=ServerArgs(model_path='m', decode_log_interval={}, "
+    "speculative_algorithm='EAGLE3', speculative_num_steps={}, speculative_eagle_topk={}, "
+    "speculative_num_draft_tokens={}, speculative_adaptive=False)\n"
+)
+SGLANG_PREFILL = "[2026-01-05 10:00:00 {}] Prefill batch, #new-seq: 1, #new-token: 28\n"
+
+
+def test_sglang_arguments_give_k_and_the_log_interval(tmp_path: Path) -> None:
+    lines = sglang(2.5, 250.0) + sglang(2.7, 270.0)
+    imported = read(tmp_path, SGLANG_STARTS.format(10, 3, 1, 4) + lines)
+    assert counts(imported) == {3: (20, pytest.approx(32))}
+    assert "assumed-log-interval" not in codes(imported)
+    tree = read(tmp_path, SGLANG_STARTS.format(40, 5, 8, 64) + lines)
+    assert set(counts(tree)) == {5}
+    assert "tree-draft" in codes(tree)
+
+
+def test_sglang_interval_without_a_verified_step(tmp_path: Path) -> None:
+    rate = "accept rate: {}, "
+    text = sglang(0.0, 0.39, rate=rate.format("0.00"))
+    text += sglang(2.2, 180.0, rate=rate.format("0.40")) + sglang(
+        2.5, 180.0, rate="accept rate: 0.50, "
+    )
+    assert counts(read(tmp_path, text)) == {3: (80, pytest.approx(108))}
+
+
+def test_sglang_step_times_leave_out_idle_time_and_prefills(tmp_path: Path) -> None:
+    rate = "accept rate: 0.50, "
+    text = ""
+    for rank in ("DP0 TP0", "DP1 TP1"):
+        text += SGLANG_PREFILL.format(rank) + sglang(2.5, 0.4, rank, rate)
+    for _ in range(2):
+        text += "".join(sglang(2.5, 250.0, rank, rate) for rank in ("DP0 TP0", "DP1 TP1"))
+    text += SGLANG_PREFILL.format("DP1 TP1") + sglang(2.5, 1.0, "DP1 TP1", rate)
+    (step,) = read(tmp_path, text).steps
+    assert step.seconds == pytest.approx(0.010)

@@ -50,7 +50,7 @@ _LINES: tuple[tuple[str, re.Pattern[str]], ...] = (
                                  r"Avg generation throughput:")),
     (sglang_log.FORMAT, re.compile(r"Decode batch.*#running-req")),
     (llamacpp_log.FORMAT, re.compile(r"draft acceptance(?: rate)?\s*=|eval time\s*=.* ms /")),
-    (vllm_metrics.FORMAT, re.compile(r"^vllm:\w+(?:\{.*\})?\s+\S")),
+    (vllm_metrics.FORMAT, re.compile(r"^(?:vllm:|ray_vllm[:_])\w+(?:\{.*\})?\s+\S")),
     (sglang_metrics.FORMAT, re.compile(r"^sglang:\w+(?:\{.*\})?\s+\S")),
     (sglang_bench.FORMAT, re.compile(r"^\s*Accept length:\s+\S+\s*$|^\s*Concurrency:\s+\S+\s*$")),
     (vllm_bench.FORMAT, re.compile(r"^\s*(?:Acceptance length|Mean TPOT \(ms\)|Mean ITL \(ms\)):"

@@ -4,7 +4,8 @@
 comes every 40 decode steps (--decode-log-interval), so a line with R running requests rests
 on about 40·R steps. `accept rate` has two meanings: until 2025 accept len over
 num_draft_tokens (K + 1), since then correct over proposed drafts (K); which one holds
-follows from the figures themselves.
+follows from the figures themselves. The `server_args=ServerArgs(…)` line of the start, where
+the log still has it, gives K and the log interval.
 """
 
 from __future__ import annotations
@@ -27,15 +28,22 @@ from specsim.interop.common import (
 from specsim.interop.reading import Progress, number, read_lines
 
 FORMAT = "sglang-log"
-DECODE = "Decode batch"
+DECODE, PREFILL, ARGUMENTS = "Decode batch", "Prefill batch", "ServerArgs("
 #: SGLang's default --decode-log-interval, in decode steps.
 LOG_INTERVAL = 40
+#: More ranks than any deployment has.
+MAX_RANKS = 65536
 
 _RUNNING = re.compile(r"#running-req: ([^,\s]+)")
 _TOKENS = re.compile(r"#(?:full )?token: ([^,\s]+)")
 _LENGTH = re.compile(r"accept len: ([^,\s]+)")
 _RATE = re.compile(r"accept rate: ([^,\s]+)")
 _THROUGHPUT = re.compile(r"gen throughput \(token/s\): ([^,\s]+)")
+#: `[2025-11-03 14:31:10 DP6 TP6 EP6]`, and the process where a launcher puts it before.
+_RANK = re.compile(r"\d\d:\d\d:\d\d((?: [A-Z]+\d+)+)\]")
+_PROCESS = re.compile(r"\bpid=(\d+)")
+_ARGUMENT = re.compile(r"\b(speculative_num_steps|speculative_eagle_topk|speculative_adaptive|"
+                       r"speculative_num_draft_tokens|decode_log_interval)=(\w+)")  # fmt: skip
 
 
 class RateMeaning:
@@ -68,13 +76,69 @@ class RateMeaning:
         return meaning, k, miss <= 2.0 * self.count
 
 
+@dataclasses.dataclass(slots=True)
+class _Started:
+    """What the server was started with, as far as the log says."""
+
+    num_draft_tokens: int | None = None
+    log_interval: int = LOG_INTERVAL
+    interval_known: bool = False
+    tree: str = ""
+
+    def read(self, line: str) -> None:
+        """A ServerArgs line."""
+        values = {key: int(x[:6]) for key, x in _ARGUMENT.findall(line) if x.isdecimal()}
+        adaptive = "speculative_adaptive=True" in line
+        steps, topk = values.get("speculative_num_steps"), values.get("speculative_eagle_topk")
+        verified = values.get("speculative_num_draft_tokens")
+        k = steps if steps else None if verified is None else verified - 1  # the root counts
+        if k is not None and 1 <= k <= MAX_POSITIONS and not adaptive:
+            self.num_draft_tokens = k
+        if topk is not None and topk > 1:
+            self.tree = f"topk = {topk}, {verified} tokens verified"
+        if interval := values.get("decode_log_interval"):
+            self.log_interval, self.interval_known = interval, True
+
+
+class _Times:
+    """Step times, apart for intervals that may hold prefills: those are too long, and what
+    comes before a server's first decode line includes idle time."""
+
+    def __init__(self) -> None:
+        self.clean, self.mixed = StepTimes(), StepTimes()
+        self._prefilled: set[str] = set()
+        self._decoded: set[str] = set()
+
+    def prefill(self, line: str) -> None:
+        """A prefill line."""
+        if len(self._prefilled) < MAX_RANKS:
+            self._prefilled.add(_rank(line))
+
+    def into(self, line: str) -> StepTimes | None:
+        """Where the interval of a decode line belongs; None at a server's first."""
+        rank = _rank(line)
+        first, alone = rank not in self._decoded, not self._decoded
+        if len(self._decoded) < MAX_RANKS:
+            self._decoded.add(rank)
+        mixed = rank in self._prefilled
+        self._prefilled.discard(rank)
+        if first and (mixed or alone):
+            return None
+        return self.mixed if first or mixed else self.clean
+
+
+def _rank(line: str) -> str:
+    process, rank = _PROCESS.search(line), _RANK.search(line)
+    return f"{process[1] if process else ''}{rank[1] if rank else ''}"
+
+
 def read(path: Path, progress: Progress | None = None) -> Imported:
     """Read one log.
 
     Raises:
         RecordError: for impossible figures, or a file without decode lines.
     """
-    notes, times, meaning = Notes(), StepTimes(), RateMeaning()
+    notes, times, meaning, started = Notes(), _Times(), RateMeaning(), _Started()
     # K is known only at the end: windows are summed as if it were 0, then moved
     sums = Tally(0)
     contexts = [float("inf"), 0.0]
@@ -83,6 +147,10 @@ def read(path: Path, progress: Progress | None = None) -> Imported:
     for line_number, line in read_lines(path, progress):
         at = line.find(DECODE)
         if at < 0:
+            if PREFILL in line:
+                times.prefill(line)
+            elif ARGUMENTS in line:
+                started.read(line)
             continue
         if line == last:
             notes.add("duplicate-lines", f"{path}, line {line_number} repeats the one before it")
@@ -101,30 +169,35 @@ def read(path: Path, progress: Progress | None = None) -> Imported:
             notes.add("incomplete-lines", f"{where} is cut short; left out")
             continue
         decode_lines += 1
-        if running < 1:
+        group = times.into(line)
+        if running < 1 or length == 0:  # 0 where no step was verified since the line before
             continue
         context = None if tokens is None else tokens / running
         if context is not None:
             contexts = [min(contexts[0], context), max(contexts[1], context)]
+        steps = started.log_interval
         if length is None:
             plain += 1
         else:
-            _add(sums, meaning, length, rate, running, where)
-        # the first line's throughput covers the idle time before it
-        if decode_lines > 1 and throughput > 0:
+            _add(sums, meaning, length, rate, steps * running, where)
+        if group is not None and throughput > 0:
             tokens_per_step = (1.0 if length is None else length) * running
             k = 0 if length is None else -1
-            times.add(k, running, tokens_per_step / throughput, LOG_INTERVAL, context)
+            group.add(k, running, tokens_per_step / throughput, steps, context)
     if not decode_lines:
         raise RecordError(f"{path}: no line with '{DECODE}'; expected the log of an SGLang server")
-    return _finish(path, sums, meaning, times, contexts, plain, notes)
+    chosen = times.clean
+    if not times.clean.result() and times.mixed.result():
+        chosen = times.mixed
+        notes.add("prefills-in-steps", f"{path}: every interval may hold prefills; the step "
+                  "times include them")  # fmt: skip
+    return _finish(path, sums, meaning, started, chosen, contexts, plain, notes)
 
 
 def _add(
-    sums: Tally, meaning: RateMeaning, length: float, rate: float | None, running: float, where: str
+    sums: Tally, meaning: RateMeaning, length: float, rate: float | None, steps: float, where: str
 ) -> None:
     number(length, where, "accept len", low=1.0, high=MAX_POSITIONS + 1)
-    steps = LOG_INTERVAL * running
     sums.add(steps=steps, drafted=0, accepted=(length - 1) * steps, emitted=length * steps)
     if rate is not None:
         number(rate, where, "accept rate", high=1.0)
@@ -132,8 +205,8 @@ def _add(
 
 
 def _finish(
-    path: Path, sums: Tally, meaning: RateMeaning, times: StepTimes, contexts: list[float],
-    plain: int, notes: Notes,
+    path: Path, sums: Tally, meaning: RateMeaning, started: _Started, times: StepTimes,
+    contexts: list[float], plain: int, notes: Notes,
 ) -> Imported:  # fmt: skip
     context = (contexts[0], contexts[1]) if contexts[0] <= contexts[1] else None
     base: dict[str, Any] = {"file": str(path), "format": FORMAT, "context": context}
@@ -146,6 +219,12 @@ def _finish(
     if plain:
         notes.add("mixed-speculation", f"{path}: {plain} decode lines without accept len")
     length = 1 + sums.total[Tally.ACCEPTED] / sums.steps
+    if started.num_draft_tokens is not None and length <= started.num_draft_tokens + 1:
+        k = started.num_draft_tokens
+        notes.add("k-from-arguments", f"{path}: K = {k} is what the server was started with")
+        if started.tree:
+            notes.add("tree-draft", f"{path}: drafts are trees ({started.tree}); K is their depth")
+        return _counted(base, sums, k, started, times, notes)
     if not meaning.count:
         notes.add("unknown-k", f"{path}: no accept rate, so K is not known; say --k")
         lengths = (MeanLength(acceptance_length=float(length), num_draft_tokens=None),)
@@ -161,10 +240,17 @@ def _finish(
             f"{path}: accept len and accept rate fit no K; nearest is {shown} with K = {k}; "
             "say --k if that is wrong",
         )
-    notes.add(
-        "assumed-log-interval",
-        f"{path}: step counts assume a line every {LOG_INTERVAL} decode steps",
-    )
+    return _counted(base, sums, k, started, times, notes)
+
+
+def _counted(
+    base: dict[str, Any], sums: Tally, k: int, started: _Started, times: StepTimes, notes: Notes
+) -> Imported:
+    if not started.interval_known:
+        notes.add(
+            "assumed-log-interval",
+            f"{base['file']}: step counts assume a line every {LOG_INTERVAL} decode steps",
+        )
     return Imported(
         **base,
         tallies=(rekeyed(sums, k),),

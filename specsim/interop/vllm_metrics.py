@@ -2,7 +2,8 @@
 
 Counters end in `_total`; `_created` lines are times and are skipped. Several engines (data
 parallel) add up. A series that occurs more than once (several scrapes in one file) counts
-with its last value.
+with its last value. OpenMetrics exemplars (`# {…} …`) are cut off, and Ray's spelling of the
+names (`ray_vllm_…`) is read too.
 """
 
 from __future__ import annotations
@@ -17,15 +18,20 @@ from specsim.interop.reading import LARGEST, Progress, check_survival, number, r
 
 FORMAT = "vllm-metrics"
 PREFIX = "vllm:"
+_PREFIX = re.compile(r"^(?:ray_)?vllm[:_]")
+_EXEMPLAR = re.compile(r"\s#\s\{.*$")
 _LINE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)(?:\s+\S+)?$")
 _LABEL = re.compile(r'(\w+)\s*=\s*"((?:[^"\\]|\\.)*)"')
 DRAFTS, DRAFTED = "spec_decode_num_drafts", "spec_decode_num_draft_tokens"
 ACCEPTED, BY_POSITION = "spec_decode_num_accepted_tokens", "spec_decode_num_accepted_tokens_per_pos"
 GENERATED, SUCCESSES = "generation_tokens", "request_success"
 _ITL = ("inter_token_latency_seconds_sum", "inter_token_latency_seconds_count")
+#: What _ITL was called until 2025: one observation per request and step too.
+_TPOT = ("time_per_output_token_seconds_sum", "time_per_output_token_seconds_count")
 #: V0's: emitted tokens, and the gauge of emitted over the most that could have been.
 EMITTED, EFFICIENCY = "spec_decode_num_emitted_tokens", "spec_decode_efficiency"
-_WANTED = {EMITTED, EFFICIENCY, DRAFTS, DRAFTED, ACCEPTED, BY_POSITION, GENERATED, SUCCESSES, *_ITL}
+_WANTED = {EMITTED, EFFICIENCY, DRAFTS, DRAFTED, ACCEPTED, BY_POSITION, GENERATED, SUCCESSES, *_ITL,
+           *_TPOT}  # fmt: skip
 #: More series than any server has: a file that is not what it seems.
 MAX_SERIES = 20_000
 
@@ -61,15 +67,16 @@ def _series(
         if not line or line.startswith("#"):
             continue
         where = f"{path}, line {line_number}"
-        found = _LINE.match(line)
-        if found is None or not found[1].startswith(PREFIX):
+        found = _LINE.match(_EXEMPLAR.sub("", line))
+        prefix = None if found is None else _PREFIX.match(found[1])
+        if found is None or prefix is None:
             if found is not None:
                 foreign = foreign or found[1]
-            elif line.startswith(PREFIX):
+            elif _PREFIX.match(line):
                 notes.add("incomplete-lines", f"{where} is cut short; left out")
             continue
         seen = True
-        name = found[1].removeprefix(PREFIX).removesuffix("_total")
+        name = found[1][prefix.end() :].removesuffix("_total")
         if name not in _WANTED:
             continue
         labels: Labels = tuple(sorted(_LABEL.findall(found[2] or "")))
@@ -103,6 +110,8 @@ def _imported(path: Path, series: dict[tuple[str, Labels], float], notes: Notes)
             total[name] = total.get(name, 0.0) + value
     if DRAFTS not in total and {EMITTED, EFFICIENCY, DRAFTED} <= set(total):
         return _of_v0(path, total, notes)
+    if DRAFTS not in total and {DRAFTED, ACCEPTED, GENERATED} <= set(total):
+        return _without_drafts(path, total, notes)
     for name in (DRAFTS, DRAFTED, ACCEPTED):
         if name not in total:
             raise RecordError(f"{path}: series {PREFIX}{name}_total is missing")
@@ -129,13 +138,36 @@ def _imported(path: Path, series: dict[tuple[str, Labels], float], notes: Notes)
         emitted = max(0.0, total[GENERATED] - total.get(SUCCESSES, 0.0))
     tally.add(steps=drafts, drafted=drafted, accepted=accepted, at_least=at_least, emitted=emitted)
     times = StepTimes()
-    seconds, count = (total.get(name, 0.0) for name in _ITL)
+    names = _ITL if _ITL[1] in total else _TPOT
+    seconds, count = (total.get(name, 0.0) for name in names)
     if count > 0:
         times.add(k, None, seconds / count, count)
     return Imported(
         file=str(path), format=FORMAT, tallies=(tally,), steps=times.result(),
         notes=notes.result(),
     )  # fmt: skip
+
+
+def _without_drafts(path: Path, total: dict[str, float], notes: Notes) -> Imported:
+    """0.8 counts no drafts: a step emits what it accepts and one more, so the tokens after
+    each request's first tell the number of steps."""
+    drafted, accepted = total[DRAFTED], total[ACCEPTED]
+    steps = total[GENERATED] - total.get(SUCCESSES, 0.0) - accepted
+    k = math.ceil(drafted / steps - 0.05) if steps > 0 else 0
+    if not 1 <= k <= MAX_POSITIONS or accepted > drafted:
+        raise RecordError(
+            f"{path}: series {PREFIX}{DRAFTS}_total is missing, and {total[GENERATED]:g} generated "
+            f"tokens with {accepted:g} accepted of {drafted:g} drafted ones give no K in 1..64"
+        )
+    notes.add(
+        "k-from-counts",
+        f"{path}: no {PREFIX}{DRAFTS}_total (vLLM 0.8); K = {k} follows from drafted and "
+        "generated tokens",
+    )
+    tally = Tally(k)
+    tally.add(steps=steps, drafted=drafted, accepted=min(accepted, k * steps),
+              emitted=accepted + steps)  # fmt: skip
+    return Imported(file=str(path), format=FORMAT, tallies=(tally,), notes=notes.result())
 
 
 def _of_v0(path: Path, total: dict[str, float], notes: Notes) -> Imported:
