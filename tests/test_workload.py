@@ -14,6 +14,7 @@ from specsim.errors import RecordError
 from specsim.workload import (
     ArrivalProcess,
     LengthLaw,
+    Requests,
     TrafficMix,
     arrival_times,
     draw_lengths,
@@ -103,7 +104,7 @@ def test_impossible_arrivals(arguments: dict[str, object]) -> None:
 def mixed(
     second: LengthLaw, *, seed: int = 0, rate: float = 4.0, weight: float = 3.0,
     first: LengthLaw = LAWS[2][0],
-):  # fmt: skip
+) -> Requests:  # fmt: skip
     return generate(
         arrivals=ArrivalProcess(process="poisson", rate_per_s=rate),
         classes=(

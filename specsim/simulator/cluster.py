@@ -55,6 +55,7 @@ class Cluster:
         self._slot: simpy.Event | None = None  # a load generator waits for one to be done
         self._progress: Progress | None = None
         self._stranded: list[Request] = []  # arrived while every replica was down
+        self._down = [0] * len(self.replicas)  # faults that hold each replica down
 
     def run(self, *, max_seconds: float | None = None, progress: Progress | None = None) -> None:
         """Serve everything; stop at `max_seconds` of simulated time, or at Ctrl-C."""
@@ -167,6 +168,7 @@ class Cluster:
         """Stop a replica, hand on what it held, and start it again."""
         replica = self.replicas[fault.replica]
         yield self.env.timeout(fault.stop_s)
+        self._down[fault.replica] += 1
         for request in replica.stop():
             if fault.recompute:
                 self._route(request)
@@ -174,6 +176,9 @@ class Cluster:
                 self.ledger.fail(request, self.env.now)
                 self._one_less(self.env.now)
         yield self.env.timeout(fault.restart_s - fault.stop_s)
+        self._down[fault.replica] -= 1
+        if self._down[fault.replica]:  # another fault lasts longer
+            return
         replica.restart()
         waiting, self._stranded = self._stranded, []
         for request in waiting:

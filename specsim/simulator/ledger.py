@@ -36,11 +36,14 @@ class Ledger:
         self.order = array("q")  # ids in the order they finished
 
     def finish(self, request: Request, time_s: float) -> None:
-        """A request delivered its last token at `time_s`."""
+        """A request delivered its last token at `time_s`.
+
+        `finish_s` is written after all that belongs to it: Ctrl-C may come between any two
+        lines, and a request counts as finished from that one on.
+        """
         i = request.id
         self.arrival_s[i] = request.arrival_s
         self.first_s[i] = request.first_s
-        self.finish_s[i] = time_s
         self.replica[i] = request.replica
         self.first_step[i] = request.first_step
         self.num_steps[i] = request.num_steps
@@ -55,6 +58,7 @@ class Ledger:
             self.segments[i] = [*request.segments, _segment(request)]
             for early in request.segments:
                 self.plans += early.plan or b""
+        self.finish_s[i] = time_s
         self.completed += 1
         self.order.append(i)
 
@@ -62,8 +66,8 @@ class Ledger:
         """A request that will never be served to its end."""
         i = request.id
         self.arrival_s[i] = request.arrival_s
-        self.finish_s[i] = time_s
         self.failed[i] = True
+        self.finish_s[i] = time_s
         self.num_failed += 1
         self.order.append(i)
 

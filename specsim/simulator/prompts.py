@@ -39,9 +39,10 @@ class Prompts:
         None if there is nothing that fits. `decoding` sequences have seats already."""
         chunks: Chunks = []
         load = Load()
-        chunked = self.limits.chunked_prefill
         for request in self.in_progress:
-            taken = chunk_tokens(request.to_prefill - request.prefilled, budget, chunked)
+            taken = chunk_tokens(
+                request.to_prefill - request.prefilled, budget, self._chunked(request)
+            )
             if taken == 0:
                 break
             _add(request, taken, chunks, load)
@@ -52,7 +53,9 @@ class Prompts:
                 break
             self.waiting.popleft()
             self.take_seat(request)
-            taken = chunk_tokens(request.to_prefill - request.prefilled, budget, chunked)
+            taken = chunk_tokens(
+                request.to_prefill - request.prefilled, budget, self._chunked(request)
+            )
             self.in_progress.append(request)
             _add(request, taken, chunks, load)
             budget -= taken
@@ -70,9 +73,14 @@ class Prompts:
             matched = pool.matched(prefix)
             skipped = unit * cached_units(matched, unit, request.to_prefill)
             needed += pool.blocks_to_revive(prefix[:matched]) - matched * pool.unit
-        if not chunk_tokens(request.to_prefill - skipped, budget, self.limits.chunked_prefill):
+        if not chunk_tokens(request.to_prefill - skipped, budget, self._chunked(request)):
             return False
         return may_admit(needed, pool.free, self._watermark, running == 0)
+
+    def _chunked(self, request: Request) -> bool:
+        """Whether its prompt may be cut. With chunked prefill off only one that has grown
+        beyond any step's budget (prompt and all it had said, after a preemption) is."""
+        return self.limits.chunked_prefill or request.to_prefill > self.limits.max_tokens
 
     def may_enter(self, request: Request, running: int) -> bool:
         """Whether a request whose cache was computed elsewhere finds a seat and room."""

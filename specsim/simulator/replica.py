@@ -128,7 +128,8 @@ class Replica:
         """Steps for ever; waits where there is nothing to do."""
         env, batch, prompts, timeout = self.env, self.batch, self.prompts, self.env.timeout
         while True:
-            if not (batch.count or prompts.waiting or prompts.in_progress or self.arriving):
+            # (what woke it may be gone again: a fault takes the queue in the same moment)
+            while not (batch.count or prompts.waiting or prompts.in_progress or self.arriving):
                 self._wake = env.event()
                 yield self._wake
             seconds, k, chunks = self._start_step()

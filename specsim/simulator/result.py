@@ -196,7 +196,8 @@ def served_columns(cluster: Cluster, *, worst_gaps: bool) -> Served:
     """The ledger as columns; gaps from the steps' durations and their decoding batch."""
     ledger, requests = cluster.ledger, cluster.setup.requests
     ends = [np.frombuffer(r.step_end_s, dtype=float) for r in cluster.replicas]
-    gap_s = [np.diff(end) for end in ends]
+    # (Ctrl-C may have come before the last step's batch was noted)
+    gap_s = [np.diff(end[: len(r.decoding)]) for end, r in zip(ends, cluster.replicas, strict=True)]
     weight = [gap_weights(r) for r in cluster.replicas]
     worst = None
     if worst_gaps:
@@ -243,7 +244,7 @@ def records(cluster: Cluster) -> list[RequestRecord]:
     ledger, requests = cluster.ledger, cluster.setup.requests
     ends = [np.frombuffer(r.step_end_s, dtype=float) for r in cluster.replicas]
     result = []
-    for request in sorted(ledger.order):
+    for request in np.flatnonzero(np.isfinite(ledger.finish_s) | ledger.failed).tolist():
         common: dict[str, Any] = {
             "request": str(request), "arrival_s": float(ledger.arrival_s[request]),
             "prompt_tokens": int(requests.prompt_tokens[request]),

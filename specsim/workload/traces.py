@@ -32,9 +32,7 @@ CSV_FORMATS: dict[str, tuple[str, str, str]] = {
 #: Tokens behind one of Mooncake's `hash_ids`.
 MOONCAKE_BLOCK_TOKENS = 512
 
-_STAMP = re.compile(
-    r"(?P<whole>[^.]+?)(?P<fraction>\.\d+)?(?P<zone>Z|[+-]\d\d:\d\d)?"
-)
+_STAMP = re.compile(r"(?P<whole>[^.]+?)(?P<fraction>\.\d+)?(?P<zone>Z|[+-]\d\d:\d\d)?")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
