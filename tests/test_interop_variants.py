@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from specsim.errors import RecordError
+from specsim.fitting import fit_files
+from specsim.fitting.files import Options
 from specsim.interop.common import Imported, Tally
 from specsim.interop.detect import read_file
 
@@ -169,3 +172,93 @@ def test_sglang_step_times_leave_out_idle_time_and_prefills(tmp_path: Path) -> N
     text += SGLANG_PREFILL.format("DP1 TP1") + sglang(2.5, 1.0, "DP1 TP1", rate)
     (step,) = read(tmp_path, text).steps
     assert step.seconds == pytest.approx(0.010)
+
+
+BENCH = """### MTP 3
+Mean TTFT (ms):                          2522.55
+Mean TPOT (ms):                          12.65
+Mean ITL (ms):                           40.50
+Acceptance rate (%):                     73.47
+Acceptance length:                       3.20
+Draft tokens:                            19179
+  Position 0:                            83.42
+  Position 1:                            72.91
+  Position 2:                            64.07
+### MTP 5
+Output token throughput (tok/s): 90.29
+Mean TTFT (ms): 1342.35
+Mean TPOT (ms): 9.77
+Mean ITL (ms): 32.36
+Acceptance length: 3.32
+Per-position acceptance (%):
+Position 0: 59.76
+Position 1: 51.28
+Position 2: 44.69
+Position 3: 39.32
+Position 4: 36.70
+"""
+
+
+def test_bench_output_that_someone_shortened(tmp_path: Path) -> None:
+    imported = read(tmp_path, BENCH, "bench.txt")
+    assert counts(imported) == {3: (6393, pytest.approx(14090, rel=1e-3))}
+    (length,) = imported.lengths
+    assert (length.acceptance_length, length.num_draft_tokens) == (3.32, 5)
+    assert [(s.num_draft_tokens, s.batch) for s in imported.steps] == [(3, None), (5, 1.0)]
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        "2026-09-01T10:00:00.000000001Z {}", "bench-1  | {}", "[pod/bench-7x/main] {}",
+        "\x1b[36mbench-1  |\x1b[0m {}", "{}\r",
+    ],
+)  # fmt: skip
+def test_bench_output_of_containers(tmp_path: Path, around: str) -> None:
+    text = "\n".join(around.format(line) for line in BENCH.splitlines())
+    imported = read(tmp_path, text, "bench.txt")
+    assert imported.format == "vllm-bench"
+    assert set(counts(imported)) == {3}
+
+
+def test_sglang_counter_of_verified_steps(tmp_path: Path) -> None:
+    text = (
+        'sglang:spec_accept_length{tp_rank="0"} 2.1\nsglang:spec_num_draft_tokens{tp_rank="0"} 4\n'
+        'sglang:generation_tokens_total{model_name="m"} 5100\n'
+        'sglang:num_requests_total{model_name="m"} 100\n'
+        'sglang:spec_verify_calls_total{model_name="m"} 2000\n'
+        'sglang:spec_verify_calls_total_created{model_name="m"} 1.79e9\n'
+    )
+    assert counts(read(tmp_path, text, "metrics.prom")) == {3: (2000, 3000)}
+    idle = text.replace("} 2.1", "} NaN").replace("} 2000", "} 0")
+    with pytest.raises(RecordError, match="speculation on"):
+        read(tmp_path, idle, "metrics.prom")
+
+
+def test_sglang_block_drafter_takes_one_step(tmp_path: Path) -> None:
+    """DFLASH sets the number of steps to 1; K is its block less the root."""
+    lines = sglang(5.5, 250.0) + sglang(5.7, 270.0)
+    assert set(counts(read(tmp_path, SGLANG_STARTS.format(40, 1, 1, 16) + lines))) == {15}
+    gauges = "sglang:spec_accept_length 5.5\nsglang:spec_num_steps 1\n"
+    gauges += "sglang:spec_num_draft_tokens 16\n"
+    assert read(tmp_path, gauges, "m.prom").lengths[0].num_draft_tokens == 15
+
+
+def test_sglang_server_info_of_a_tree(tmp_path: Path) -> None:
+    text = (
+        '{"speculative_num_steps": 5, "speculative_eagle_topk": 8, '
+        '"speculative_num_draft_tokens": 64, "internal_states": [{"avg_spec_accept_length": 3.5}]}'
+    )
+    (length,) = read(tmp_path, text, "info.json").lengths
+    assert (length.acceptance_length, length.num_draft_tokens) == (3.5, 5)
+
+
+def test_sglang_response_with_verified_steps_alone(tmp_path: Path) -> None:
+    text = '{"meta_info": {"completion_tokens": 201, "spec_verify_ct": 100}}\n'
+    imported = read(tmp_path, text * 2, "responses.jsonl")
+    (length,) = imported.lengths
+    assert length.acceptance_length == pytest.approx(2.0)
+    assert "unknown-k" in codes(imported)
+    fitted = fit_files([tmp_path / "responses.jsonl"], options=Options(k=3))
+    assert fitted.calibration.acceptance is not None
+    assert fitted.calibration.acceptance.at_k == 3

@@ -22,7 +22,7 @@ from specsim.interop import (
     vllm_requests,
 )
 from specsim.interop.common import Imported
-from specsim.interop.reading import Progress, parse_json, read_document, read_lines
+from specsim.interop.reading import Progress, may_be_json, parse_json, read_document, read_lines
 
 Reader = Callable[[Path, Progress | None], Imported]
 
@@ -88,13 +88,14 @@ def recognise(path: Path) -> str:
     for line_number, line in read_lines(path):
         if not line:
             continue
-        if not seen and _may_be_json(line):
+        if not seen and may_be_json(line):
             name, keys = _of_json(path, line)
             if name is not None:
                 return name
         seen += 1
+        plain = vllm_bench.undecorated(line)
         for name, pattern in _LINES:
-            if pattern.search(line):
+            if pattern.search(plain):
                 if name == vllm_bench.FORMAT:
                     bench = bench or name
                     break
@@ -118,11 +119,6 @@ def recognise(path: Path) -> str:
             f"{', '.join(FORMATS)}"
         )
     raise RecordError(f"{path}: format not recognised; say --format, one of {', '.join(FORMATS)}")
-
-
-def _may_be_json(line: str) -> bool:
-    """Whether a first line begins a JSON document; a log line may begin with `[2026-…`."""
-    return line[0] == "{" or (line[0] == "[" and line[1:].lstrip()[:1] in ("", "{", "[", "]"))
 
 
 def _of_json(path: Path, first_line: str) -> tuple[str | None, str]:

@@ -119,6 +119,11 @@ def read_document(path: Path) -> str:
     return text
 
 
+def may_be_json(line: str) -> bool:
+    """Whether a first line begins a JSON document; a log line may begin with `[2026-…`."""
+    return line[:1] == "{" or (line[:1] == "[" and line[1:].lstrip()[:1] in ("", "{", "[", "]"))
+
+
 def parse_json(text: str, where: str) -> Any:
     """Raises RecordError instead of the parser's own errors."""
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 from specsim.errors import RecordError
 from specsim.interop.common import MAX_POSITIONS, Imported, MeanLength, Notes, StepTimes
-from specsim.interop.reading import Progress, number, section
+from specsim.interop.reading import Progress, may_be_json, number, read_lines, section
 from specsim.interop.vllm_bench import printed_blocks
 from specsim.interop.vllm_requests import responses
 
@@ -82,10 +82,8 @@ def _per_chunk(value: Mapping[str, float], length: float) -> bool:
 
 
 def _blocks(path: Path, progress: Progress | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    from specsim.interop.reading import read_lines
-
     first = next((line for _, line in read_lines(path) if line), "")
-    if first[:1] in ("{", "["):
+    if may_be_json(first):
         for where, value in responses(path, progress):
             yield where, section(value, where, "result")
     else:

@@ -14,12 +14,13 @@ from typing import Any
 from specsim.errors import RecordError
 from specsim.interop.common import MAX_POSITIONS, Imported, MeanLength, Notes, TallyByK
 from specsim.interop.reading import Progress, number, parse_json, read_document, read_lines
-from specsim.interop.sglang_log import RateMeaning
+from specsim.interop.sglang_log import RateMeaning, configured_k
 
 FORMAT = "sglang-info"
 _SERVER = "avg_spec_accept_length"
 _STEPS = "spec_verify_ct"
-_TOKENS = "speculative_num_draft_tokens"
+_SETTINGS = ("speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens")
+_K = "specsim_k"
 _PAIR = re.compile(r'"([a-z_]+)"\s*:\s*(-?[\d.eE+-]+|\[[\d\s,.]*\])')
 
 
@@ -58,9 +59,11 @@ def bearing(value: Any, known: Any = None, depth: int = 0) -> Iterator[Mapping[s
     """Objects inside `value` that have `spec_verify_ct` or `avg_spec_accept_length`, with the
     server's K, which `/server_info` has further up (`known`)."""
     if isinstance(value, Mapping):
-        known = value.get(_TOKENS, known)
+        steps, topk, verified = (_whole(value.get(key)) for key in _SETTINGS)
+        if steps is not None or verified is not None:
+            known = configured_k(steps, topk, verified)
         if _STEPS in value or _SERVER in value:
-            yield {**value, _TOKENS: known}
+            yield {**value, _K: known}
             return
         value = list(value.values())
     if isinstance(value, list) and depth < 12:
@@ -69,19 +72,24 @@ def bearing(value: Any, known: Any = None, depth: int = 0) -> Iterator[Mapping[s
                 yield from bearing(item, known, depth + 1)
 
 
+def _whole(value: Any) -> int | None:
+    return int(value) if isinstance(value, int) and not isinstance(value, bool) else None
+
+
 class _Reader:
     def __init__(self, path: Path) -> None:
         self.path, self.notes = path, Notes()
         self.tallies = TallyByK()
         self.lengths: list[MeanLength] = []
         self.empty = 0
+        self.without_k = [0.0, 0.0]  # accepted tokens, steps
 
     def add(self, values: Mapping[str, Any], where: str) -> None:
         if values.get(_SERVER) is not None and _STEPS not in values:
             length = number(values[_SERVER], where, _SERVER, low=1.0, high=MAX_POSITIONS + 1)
             known = None
-            if (tokens := values.get(_TOKENS)) is not None:  # the root counts
-                known = int(number(tokens, where, _TOKENS, low=2, high=MAX_POSITIONS + 1)) - 1
+            if values.get(_K) is not None:
+                known = int(number(values[_K], where, "K", low=1, high=MAX_POSITIONS))
             self.lengths.append(MeanLength(acceptance_length=length, num_draft_tokens=known))
             self.notes.add(
                 "no-token-count",
@@ -114,13 +122,19 @@ class _Reader:
         accepted, drafted = counted["accepted"], counted["drafted"]
         length = values.get("spec_accept_length")
         if accepted is None:
+            tokens = values.get("completion_tokens")
+            if length is None and tokens is not None:  # responses before late 2025
+                tokens = number(tokens, where, "completion_tokens", low=1.0)
+                length = max(1.0, (tokens - 1) / steps)  # the first comes from the prefill
             if length is None:
                 self.notes.add("incomplete-lines", f"{where} lacks accepted drafts; left out")
                 return
             accepted = (number(length, where, "spec_accept_length", low=1.0) - 1) * steps
         if drafted is None:
-            k = self._k_of(accepted, steps, rate, where)
+            k = self._k_of(accepted, steps, rate, where) if rate else _whole(values.get(_K))
             if k is None:
+                self.without_k[0] += accepted
+                self.without_k[1] += steps
                 return
             drafted = k * steps
         if accepted > drafted:
@@ -140,10 +154,7 @@ class _Reader:
             at_least=self._at_least(values, k, steps, accepted, where),
         )  # fmt: skip
 
-    def _k_of(self, accepted: float, steps: float, rate: float | None, where: str) -> int | None:
-        if rate is None or not rate > 0:
-            self.notes.add("unknown-k", f"{where}: neither proposed drafts nor a rate; left out")
-            return None
+    def _k_of(self, accepted: float, steps: float, rate: float, where: str) -> int | None:
         meaning = RateMeaning()
         meaning.add(1 + accepted / steps, rate, rounding=0.0005)
         name, k, _ = meaning.best()
@@ -164,6 +175,11 @@ class _Reader:
         return [sum(counts[i:]) for i in range(1, k + 1)]
 
     def finish(self) -> Imported:
+        accepted, steps = self.without_k
+        if steps and not self.tallies:
+            length = 1 + accepted / steps
+            self.lengths.append(MeanLength(acceptance_length=length, num_draft_tokens=None))
+            self.notes.add("unknown-k", f"{self.path}: {steps:.0f} steps without K; say --k")
         if not self.tallies and not self.lengths:
             if self.empty:
                 raise RecordError(f"{self.path}: {_STEPS} = 0: no speculative step was taken")

@@ -76,6 +76,14 @@ class RateMeaning:
         return meaning, k, miss <= 2.0 * self.count
 
 
+def configured_k(steps: int | None, topk: int | None, verified: int | None) -> int | None:
+    """K of SGLang's settings: the tokens verified less the root in a chain (DFLASH drafts its
+    block in one step), the depth in a tree."""
+    if topk is not None and topk > 1:
+        return steps
+    return steps if verified is None else verified - 1
+
+
 @dataclasses.dataclass(slots=True)
 class _Started:
     """What the server was started with, as far as the log says."""
@@ -91,7 +99,7 @@ class _Started:
         adaptive = "speculative_adaptive=True" in line
         steps, topk = values.get("speculative_num_steps"), values.get("speculative_eagle_topk")
         verified = values.get("speculative_num_draft_tokens")
-        k = steps if steps else None if verified is None else verified - 1  # the root counts
+        k = configured_k(steps, topk, verified)
         if k is not None and 1 <= k <= MAX_POSITIONS and not adaptive:
             self.num_draft_tokens = k
         if topk is not None and topk > 1:

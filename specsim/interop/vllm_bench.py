@@ -17,6 +17,7 @@ from specsim.interop.common import MAX_POSITIONS, Imported, MeanLength, Notes, S
 from specsim.interop.reading import (
     Progress,
     check_survival,
+    may_be_json,
     number,
     parse_json,
     read_document,
@@ -49,6 +50,11 @@ PRINTED = {
 }
 _LABEL = re.compile(r"^\s*([A-Za-z][^:]*?):\s+(\S+)\s*$")
 _POSITION = re.compile(r"^\s*Position (\d+):\s+(\S+)\s*$")
+#: These come last in a result.
+_LAST = {"positions", "spec_decode_acceptance_rate", "spec_decode_acceptance_length"}
+#: What `docker compose logs`, `kubectl logs --timestamps` and terminals put around a line.
+_AROUND = re.compile(r"^\s*(?:[\w.-]+\s+\|\s|\[pod/\S+\]\s)?(?:\d{4}-\d\d-\d\dT[\d:.]+\S*\s)?")
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
 #: A second one of these begins another result.
 _STARTS = ("Serving Benchmark Result", "Output token throughput (tok/s)", "Mean TTFT (ms)")
 
@@ -69,7 +75,7 @@ def read(path: Path, progress: Progress | None = None) -> Imported:
 
 def _blocks(path: Path, progress: Progress | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
     first = next((line for _, line in read_lines(path) if line), "")
-    if first[:1] not in "{[" or not first:
+    if not may_be_json(first):
         yield from printed_blocks(path, progress)
     elif first[0] == "{" and first.endswith("}"):
         for number_, line in read_lines(path, progress):
@@ -82,6 +88,11 @@ def _blocks(path: Path, progress: Progress | None) -> Iterator[tuple[str, Mappin
             yield f"{path}, result {i}", section(item, f"{path}, result {i}", "result")
 
 
+def undecorated(line: str) -> str:
+    """A printed line without colours and the prefixes of containers."""
+    return _AROUND.sub("", _COLOUR.sub("", line))
+
+
 def printed_blocks(
     path: Path, progress: Progress | None = None, labels: Mapping[str, str] = PRINTED
 ) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -89,11 +100,13 @@ def printed_blocks(
     block: dict[str, Any] = {}
     begun: set[str] = set()
     where = str(path)
-    for line_number, line in read_lines(path, progress):
+    for line_number, raw in read_lines(path, progress):
+        line = undecorated(raw)
         found = _LABEL.match(line)
         label = found[1] if found else ""
         start = next((s for s in _STARTS if s in line), None)
-        if start is not None and (start in begun or start == _STARTS[0]):
+        again = start in begun or start == _STARTS[0] or not _LAST.isdisjoint(block)
+        if start is not None and again:
             if any(key in block for key in labels.values()):
                 yield where, block
             block, begun = {}, set()
@@ -128,10 +141,11 @@ class _Reader:
             self.notes.add("incomplete-lines", f"{where} holds no result; left out")
             return
         self.results += 1
+        before = len(self.lengths)
         k = self._acceptance(block, value, where)
         itl, tpot = value.get("mean_itl_ms", 0.0), value.get("mean_tpot_ms", 0.0)
         ratio = itl / tpot if itl > 0 and tpot > 0 else None
-        if k is None:
+        if k is None and len(self.lengths) == before:
             self._from_latency(ratio, where)
             k = 0 if ratio is not None and ratio < 1.05 else None
         if itl > 0:
@@ -151,10 +165,14 @@ class _Reader:
         if rate is not None:
             number(rate, where, "acceptance rate (%)", high=100.0)
         drafts, drafted, accepted = counted
+        known = _survival(block, where)
+        if known and drafts is None and drafted is not None:
+            drafts = drafted / len(known)
+        if known and drafts is not None:  # what people cut out follows from the rest
+            drafted = drafts * len(known) if drafted is None else drafted
+            accepted = drafts * sum(known) if accepted is None else accepted
         if drafts is None or drafted is None or accepted is None:
-            raise RecordError(
-                f"{where}: expected drafts, draft tokens and accepted tokens together"
-            )
+            return self._partial(block, value, where)
         if accepted > drafted:
             raise RecordError(
                 f"{where}: {accepted:g} accepted of {drafted:g} draft tokens: expected no more "
@@ -162,7 +180,7 @@ class _Reader:
             )
         if drafts == 0:
             raise RecordError(f"{where}: Drafts = 0: no speculative step was taken")
-        survival = _survival(block, where)
+        survival = known
         # a list cut short has fewer positions than tokens were drafted
         k = max(len(survival), math.ceil(drafted / drafts - 0.01))
         if not 1 <= k <= MAX_POSITIONS:
@@ -193,6 +211,27 @@ class _Reader:
                 f"{where}: ITL/TPOT = {itl / tpot:.2f} but the counters say {length:.2f} tokens "
                 "per step; the counters may cover other requests, or drafts that proposed nothing",
             )
+        return k
+
+    def _partial(
+        self, block: Mapping[str, Any], value: Mapping[str, float], where: str
+    ) -> int | None:
+        """Results that people have shortened: the acceptance length alone, with K from the
+        positions."""
+        length = value.get("spec_decode_acceptance_length")
+        if length is None:
+            self.notes.add("incomplete-lines", f"{where} lacks counts of drafts; left out")
+            return None
+        number(length, where, "acceptance length", low=1.0, high=MAX_POSITIONS + 1)
+        k = len(_survival(block, where)) or None
+        if k is not None and length > k + 1:
+            raise RecordError(f"{where}: acceptance length = {length:g}: expected <= {k + 1}")
+        self.lengths.append(MeanLength(acceptance_length=length, num_draft_tokens=k))
+        self.notes.add(
+            "no-token-count",
+            f"{where}: an acceptance length without the counts of drafts, draft tokens and "
+            "accepted tokens",
+        )
         return k
 
     def _from_latency(self, ratio: float | None, where: str) -> None:
