@@ -17,6 +17,7 @@ from specsim.audit import audit_claims
 from specsim.plots import (
     claim_figure,
     curves,
+    errors_by_group,
     errors_over,
     measured_over_k,
     prediction_figure,
@@ -88,6 +89,20 @@ def test_medians_of_errors_stand_at_different_places() -> None:
     assert places[0] > 0
     at_nine = np.median([100 * e for v, e in zip(x, errors, strict=True) if v == 9])
     assert np.isclose(line.get_ydata()[list(places).index(9)], at_nine, atol=3)
+
+
+def test_each_group_has_its_own_median() -> None:
+    ax = errors_by_group(
+        {"a": [(1, 0.1), (1, 0.3), (4, 0.0)], "b": [(1, -0.2), (4, -0.4), (4, -0.2)]}, xlabel="K"
+    )
+    medians = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
+    np.testing.assert_allclose(medians["median, a"], [20, 0])
+    np.testing.assert_allclose(medians["median, b"], [-20, -30])
+
+
+def test_a_median_of_single_points_is_left_out() -> None:
+    ax = errors_over([1, 2, 4], [0.1, 0.0, 0.05], xlabel="K")
+    assert "median" not in [line.get_label() for line in ax.get_lines()]
 
 
 def test_logarithmic_ticks_are_plain_numbers(tmp_path: Path) -> None:

@@ -154,8 +154,33 @@ def test_speedup_over_k_is_drawn_where_three_k_were_measured(tmp_path: Path, mon
     found = Comparison(name="host", rows=rows)
     (path,) = report._over_k(found, tmp_path)
     assert path.exists()
-    assert drawn == [{"ngram code": [(k, 1.2, pytest.approx(1 + k / 10)) for k in (2, 4, 8)]}, {}]
+    assert drawn == [{"ngram code": [(k, 1.2, pytest.approx(1 + k / 10)) for k in (2, 4, 8)]}]
     assert report._over_k(Comparison(name="host", rows=rows[3:]), tmp_path) == []
+
+
+def test_rival_predictors_have_an_axis_each(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    rows = []
+    for who, speedup in (("aiconfigurator-core 0.12.0", 1.5), ("ours", 1.2)):
+        for k in (2, 4, 8):
+            rows.append(comparison(f"speedup, {who}: h100 vLLM K={k} GSM8K", speedup, 1.1, "x"))
+            rows[-1].tags.update(K=k)
+    drawn = []
+    monkeypatch.setattr(report.plots, "measured_over_k", lambda series, ax: drawn.append(series))
+    report._over_k(Comparison(name="peers", rows=tuple(rows)), tmp_path)
+    assert [list(series) for series in drawn] == [["h100 vLLM GSM8K"]] * 2
+    assert [series["h100 vLLM GSM8K"][0] for series in drawn] == [(2, 1.5, 1.1), (2, 1.2, 1.1)]
+
+
+def test_names_in_a_legend_end_at_a_word() -> None:
+    def group(provenance: str, name: str = "", of: str = "published") -> str:
+        return report._group(Row(name=name, error=0.1, provenance=provenance), of)
+
+    long = "SpecForge SpecBundle dashboard data"
+    assert group(f"{long} (LMSYS); https://…").split() == long.split()
+    law = "chosen by held-out likelihood: mixture-of-2-chain-4-by-position"
+    assert group(law) == "chosen by held-out likelihood"
+    served = group("inference-perf, H100", "roofline, stage 0 (1/s): TPOT", "serving_h100")
+    assert served == "roofline, TPOT"
 
 
 def test_the_report_says_who_measured_on_which_device(plant, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from specsim import plots
 from specsim.catalogue import loader
 from specsim.cost.drafting import draft_round
 from specsim.cost.experts import INTERVAL, TYPICAL, distinct_experts
@@ -25,6 +26,8 @@ from specsim.cost.operations import Work
 from specsim.cost.roofline import Roofline
 from specsim.cost.step import decode_step
 from specsim.deployment import PlacedModel
+from specsim.plots.comparisons import MARKS
+from specsim.plots.style import BLUE, RED, legend
 from validation import full_steps, silicon
 from validation.full_steps import vllm_deployment
 from validation.rows import Row, missed
@@ -178,49 +181,43 @@ def gpu_constants_table() -> str:
 
 def figures(directory: Path) -> None:
     """Products predicted against measured; passes over tokens, roofline beside kernels."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
     directory.mkdir(exist_ok=True)
-    plt.rcParams["svg.hashsalt"] = "specsim"
-    plt.rcParams["svg.fonttype"] = "none"
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), constrained_layout=True)
+    figure, axes = plots.side_by_side(2)
     _scatter(axes[0])
     _passes(axes[1])
-    figure.savefig(directory / "cost.png", dpi=110, metadata={"Software": None})
-    plt.close(figure)
+    plots.save(figure, directory / "cost.png")
 
 
 def _scatter(ax: Any) -> None:
-    for name in ("h100-sxm-80gb", "a100-sxm-80gb", "b200-sxm-180gb", "l40s-48gb"):
+    names = ("h100-sxm-80gb", "a100-sxm-80gb", "b200-sxm-180gb", "l40s-48gb")
+    for name, (colour, marker, _) in zip(names, MARKS, strict=False):
         table = gemm_errors(loader.gpu(name))
         table = table[table["big"]].sample(400, random_state=0)
         operation = gemm_operation(table, "bf16")
         gpu = loader.gpu(name)
         predicted = Roofline(gpu=gpu, warm=True).operation_time(operation).seconds
-        ax.loglog(table["seconds"] * 1e6, predicted * 1e6, ".", ms=3, label=name)
+        ax.loglog(table["seconds"] * 1e6, predicted * 1e6, marker, color=colour, markersize=3,
+                  alpha=0.6, label=name)  # fmt: skip
     span = np.array([3.0, 2e4])
     ax.fill_between(span, span * 0.9, span * 1.1, color="0.85", zorder=0, label="±10 %")
-    ax.set(xlabel="measured (µs)", ylabel="roofline (µs)", title="bf16 products, held-out shapes")
-    ax.legend(fontsize=8)
+    ax.set(xlabel="measured, µs", ylabel="roofline, µs", title="bf16 products, held-out shapes")
+    legend(ax)
 
 
 def _passes(ax: Any) -> None:
     tokens = np.arange(1, 513)
     model = vllm_deployment("eagle").target
-    for name, colour in (("h100", "C0"), ("l40s", "C3")):
+    for name, colour in (("h100", BLUE), ("l40s", RED)):
         gpu = loader.gpu(name)
         for source, style in ((Roofline(gpu=gpu), "-"), (Kernels(gpu=gpu), "--")):
             seconds = source.forward_time(model, np.maximum(1, tokens // 8), 8, 1000).seconds
             label = f"{name}, {'roofline' if style == '-' else 'kernels'}"
             ax.plot(tokens, seconds * 1e3, style, color=colour, lw=1.2, label=label)
     ax.set(
-        xlabel="tokens in the pass (8 a sequence, context 1000)", ylabel="ms", ylim=(0, None),
-        title="Llama-3.1-8B, one pass",
+        xlabel="tokens in the pass (8 a sequence, context 1000)", ylabel="time of the pass, ms",
+        ylim=(0, None), title="Llama-3.1-8B, one pass",
     )  # fmt: skip
-    ax.legend(fontsize=8)
+    legend(ax)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,21 @@ from validation.rows import Row, cell
 REGRESSION, FLOOR = 1.10, 0.002
 #: Units of a speedup.
 SPEEDUP = ("x", "×")
+#: What errors may follow, as the label of an axis.
+TAGS = {"batch": "batch, sequences", "K": "draft tokens per step, K", "load": "load, requests/s"}
+#: What is compared, where the unit alone does not say it.
+QUANTITIES = {"acceptance": "tokens per step", "full_steps": "time of a step, s",
+              "serving": "latency, ms", "serving_h100": "latency, s"}  # fmt: skip
+#: Groups up to which errors are marked by group, with a median each.
+APART = 4
+#: Series in one axis over K.
+IN_PANEL = 6
+#: Names of sources longer than this are cut at their first colon or comma.
+LONG = 48
+#: What names of rows have beyond what tells their series apart.
+NOT_IN_LEGEND = re.compile(r"^\w+: |^speedup, |-core [\d.]+|-Instruct| ?\bK=\d+,?")
+#: Who predicted, where several did.
+PREDICTOR = re.compile(r"(aiconfigurator|ours): ")
 
 
 def as_json(comparisons: Sequence[Comparison]) -> dict[str, Any]:
@@ -162,52 +178,80 @@ def _scatter(comparison: Comparison, folder: Path) -> list[Path]:
     for row in rows:
         by_unit[row.unit].append(row)
     unit, same = max(by_unit.items(), key=lambda item: len(item[1]))
+    label = "speedup" if unit in SPEEDUP else QUANTITIES.get(comparison.name, f"value, {unit}")
+    sources = {row.name: _group(row, comparison.name) for row in same}
     groups: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in same:
-        groups[_source(row)].append((float(row.predicted or 0), float(row.observed or 0)))
-    label = "speedup" if unit in SPEEDUP else f"value, {unit}"
-    tags = [tag for tag in ("batch", "K", "load") if any(tag in row.tags for row in same)]
+        groups[sources[row.name]].append((float(row.predicted or 0), float(row.observed or 0)))
+    largest = _largest(groups)
+    tags = [t for t in TAGS if len({r.tags[t] for r in same if r.tags.get(t, 0) > 0}) > 1]
     figure, axes = plots.side_by_side(1 + max(1, len(tags)))
-    plots.predicted_against_measured(_largest(groups), axes[0], label=label)
-    for tag, ax in zip(tags, axes[1:], strict=False):  # one axis is left without tags
-        tagged = [row for row in same if tag in row.tags]
-        plots.errors_over([row.tags[tag] for row in tagged],
-                          [row.error or 0.0 for row in tagged], ax, xlabel=tag)  # fmt: skip
-    if not tags:
-        plots.errors_over([float(row.observed or 0) for row in same],
-                          [row.error or 0.0 for row in same], axes[1],
-                          xlabel=f"measured {label}")  # fmt: skip
+    plots.predicted_against_measured(largest, axes[0], label=label)
+    over: list[str | None] = [*tags] or [None]  # without tags, over what was measured
+    for tag, ax in zip(over, axes[1:], strict=True):
+        errors: dict[str, list[tuple[float, float]]] = {name: [] for name in largest}
+        for row in same:
+            at = float(row.observed or 0) if tag is None else row.tags.get(tag, 0.0)
+            if at > 0:
+                name = sources[row.name] if sources[row.name] in errors else "others"
+                errors[name].append((at, row.error or 0.0))
+        xlabel = f"measured {label}" if tag is None else TAGS[tag]
+        if 1 < len(largest) <= APART:
+            plots.errors_by_group(errors, ax, xlabel=xlabel)
+        else:
+            x, error = zip(*(pair for pairs in errors.values() for pair in pairs), strict=True)
+            plots.errors_over(x, error, ax, xlabel=xlabel)
     path = folder / f"accuracy-{comparison.name}.png"
     plots.save(figure, path)
     return [path]
 
 
-#: What names of rows have beyond what tells their series apart.
-NOT_IN_LEGEND = re.compile(r"^\w+: |^speedup, |-core [\d.]+|-Instruct| ?\bK=\d+,?")
-
-
 def _over_k(comparison: Comparison, folder: Path) -> list[Path]:
     """Speedup over K with the measured points: settings measured at three K and more, those
-    in which K matters most first."""
-    series: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    in which K matters most first. Rival predictors of the same settings have an axis each."""
+    rivals: dict[str, dict[str, list[tuple[float, float, float]]]] = defaultdict(dict)
     for row in comparison.rows:
         if "K" in row.tags and row.unit in SPEEDUP and row.observed:
-            name = re.sub(NOT_IN_LEGEND, "", row.name)
-            series[name].append((row.tags["K"], float(row.predicted or 0), row.observed))
-    several = {n: points for n, points in series.items() if len({k for k, *_ in points}) >= 3}
-    ordered = sorted(several, key=lambda n: -float(np.ptp([m for *_, m in several[n]])))
-    if not ordered:
+            predictor, name = _predictor(re.sub(NOT_IN_LEGEND, "", row.name))
+            point = (row.tags["K"], float(row.predicted or 0), row.observed)
+            rivals[predictor].setdefault(name, []).append(point)
+    panels: list[tuple[str, dict[str, list[tuple[float, float, float]]]]] = []
+    for predictor, series in rivals.items():
+        several = {n: points for n, points in series.items() if len({k for k, *_ in points}) >= 3}
+        ordered = sorted(several, key=lambda n: -float(np.ptp([m for *_, m in several[n]])))
+        names = ordered[: IN_PANEL if len(rivals) > 1 else 2 * IN_PANEL]
+        panel = IN_PANEL if len(rivals) > 1 else max(1, -(-len(names) // 2))
+        panels += [(predictor, {n: several[n] for n in names[i : i + panel]})
+                   for i in range(0, len(names), panel)]  # fmt: skip
+    if not panels:
         return []
-    figure, axes = plots.side_by_side(2)
-    for ax, names in zip(axes, (ordered[:6], ordered[6:12]), strict=True):
-        plots.measured_over_k({n: several[n] for n in names}, ax)
+    figure, axes = plots.side_by_side(len(panels))
+    for ax, (predictor, series) in zip(axes, panels, strict=True):
+        plots.measured_over_k(series, ax)
+        ax.set_xlabel(f"{ax.get_xlabel()}; {predictor}" if predictor else ax.get_xlabel())
+    limits = [ax.get_ylim() for ax in axes]  # the same, so that the axes can be compared
+    for ax in axes:
+        ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
     path = folder / f"accuracy-{comparison.name}-k.png"
     plots.save(figure, path)
     return [path]
 
 
-def _source(row: Row) -> str:
-    return row.provenance.split(";")[0].split(" (")[0][:34] or "all"
+def _predictor(name: str) -> tuple[str, str]:
+    """("ours", the setting) where a row says who predicted; ("", the name) elsewhere."""
+    found = re.match(PREDICTOR, name)
+    return (found[1], name[found.end() :]) if found else ("", name)
+
+
+def _group(row: Row, comparison: str) -> str:
+    """The group of a row in a legend, never cut within a word: its source, or, where rival
+    predictions have one source, what predicts."""
+    if comparison == "serving_h100":
+        return f"{row.name.split(',')[0]}, {'TPOT' if 'TPOT' in row.name else 'TTFT'}"
+    source = row.provenance.split(";")[0].split(" (")[0]
+    if len(source) > LONG:
+        source = re.split(r": |, ", source)[0]
+    return fill({"none": "no speculation"}.get(source, source), 34) or "all"
 
 
 def _largest(

@@ -6,20 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from reference.prompts import DOMAINS
 from reference.training import page
 from reference.training.statistics import Z95, learning_curve
+from specsim import plots
+from specsim.plots.comparisons import MARKS
+from specsim.plots.style import GREY, legend, plain_ticks
 
-COLOURS = dict(zip(DOMAINS, ("#0072B2", "#009E73", "#D55E00", "#7F7F7F"), strict=True))
-MARKERS = {"eagle": "*"}
+#: Factors that keep the domains of one draft apart on the axis of sizes.
+DODGE = (0.965, 0.988, 1.012, 1.035)
 
 
 def draw(drafts: dict[str, Any], folder: Path) -> list[Path]:
     """Write drafts-cost.png and drafts-tokens.png; their paths."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
     return [
         _cost(drafts, folder / "drafts-cost.png"),
@@ -29,67 +30,71 @@ def draw(drafts: dict[str, Any], folder: Path) -> list[Path]:
 
 def _cost(drafts: dict[str, Any], path: Path) -> Path:
     """α against draft size, and against what a drafted token costs."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    for domain in DOMAINS:
+    figure, (left, right) = plots.side_by_side(2)
+    places: dict[str, dict[str, list[tuple[float, float]]]] = {"left": {}, "right": {}}
+    for domain, (colour, marker, dash), factor in zip(DOMAINS, MARKS, DODGE, strict=False):
+        style = {"color": colour, "marker": marker, "markersize": 5, "elinewidth": 1,
+                 "linestyle": "none"}  # fmt: skip
+        line: list[tuple[float, float]] = []
         for name, d in drafts.items():
             value, error = page.first(d, domain, "1", "one_minus_tv")
-            style = {"color": COLOURS[domain], "marker": MARKERS.get(d["kind"], "o"),
-                     "markersize": 10 if d["kind"] == "eagle" else 5, "capsize": 2}  # fmt: skip
             size = d["trained_parameters"] / 1e6
-            left.errorbar(size, value, Z95 * error, **style)
+            left.errorbar(factor * size, value, Z95 * error, **style)
+            places["left"].setdefault(name, []).append((size, value + Z95 * error))
+            if d["kind"] != "eagle":
+                line.append((factor * size, value))
             cost = d["decoding"].get("bfloat16/0/4", {}).get(domain)
             if cost is not None:
                 middle, low, high = cost["cost_ratio"]
                 right.errorbar(
                     middle, value, Z95 * error, [[middle - low], [high - middle]], **style
                 )
-            if domain == DOMAINS[0]:
-                left.annotate(name, (size, value), xytext=(5, 5), textcoords="offset points",
-                              fontsize=8)  # fmt: skip
-        models = [d for d in drafts.values() if d["kind"] != "eagle"]
-        line = sorted(
-            (d["trained_parameters"] / 1e6, page.first(d, domain, "1", "one_minus_tv")[0])
-            for d in models
-        )
-        left.plot(*zip(*line, strict=True), color=COLOURS[domain], linewidth=1, label=domain)
-    left.set_xlabel("trained parameters, millions")
-    left.set_ylabel("α = 1 − TV at the first drafted token, T = 1")
-    right.set_xlabel("time of a drafted token / an autoregressive step (bfloat16)")
-    left.legend(fontsize=8, title="domain (★ head, ● draft model)", title_fontsize=8)
+                places["right"].setdefault(name, []).append((middle, value + Z95 * error))
+        left.plot(*zip(*sorted(line), strict=True), color=colour, linewidth=1, linestyle=dash)
+        left.plot([], [], color=colour, marker=marker, markersize=5, linestyle=dash, label=domain)
+    left.set(xscale="log", xlabel="trained parameters, millions",
+             ylabel="α = 1 − TV, first drafted token, T = 1")  # fmt: skip
+    right.set(xlabel="c: time of a drafted token\nover that of a plain step, bfloat16")
+    sizes = [d["trained_parameters"] / 1e6 for d in drafts.values()]
+    left.set_xlim(0.85 * min(sizes), 1.25 * max(sizes))
+    plain_ticks(left.xaxis, min(sizes), max(sizes))
+    for ax, named in ((left, places["left"]), (right, places["right"])):
+        _name(ax, named)
+    low, high = left.get_ylim()
     for ax in (left, right):
-        ax.set_ylim(bottom=0)
-        ax.grid(alpha=0.25)
-    figure.savefig(path, dpi=130)
+        ax.set_ylim(low, high + 0.02)
+    legend(left, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), columnspacing=1.0)
+    plots.save(figure, path)
     return path
+
+
+def _name(ax: Axes, named: dict[str, list[tuple[float, float]]]) -> None:
+    """The name of each draft above the highest of its points."""
+    for name, points in named.items():
+        x, y = np.mean([p[0] for p in points]), max(p[1] for p in points)
+        ax.annotate(name, (float(x), y), xytext=(0, 4), textcoords="offset points", ha="center",
+                    fontsize=8)  # fmt: skip
 
 
 def _tokens(drafts: dict[str, Any], path: Path) -> Path:
     """Held-out overlap at checkpoints, the fitted power law, and its interval."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.8), layout="constrained")
-    ax = figure.subplots()
+    figure, (ax,) = plots.side_by_side(1, width=7.0, height=4.0)
     at = np.geomspace(2e4, 1e7, 60).tolist()
-    for i, (name, d) in enumerate(drafts.items()):
-        colour = f"C{i}"
+    for (name, d), (colour, marker, dash) in zip(drafts.items(), MARKS, strict=False):
         tokens, overlaps = page.curve_points(d)
         n, middle, low, high = zip(*learning_curve(tokens, overlaps, at), strict=True)
-        ax.plot([h[0] for h in d["history"]], [h[2] for h in d["history"]], "o", markersize=4,
-                color=colour, label=name)  # fmt: skip
-        ax.plot(n, middle, color=colour, linewidth=1)
+        ax.plot([h[0] for h in d["history"]], [h[2] for h in d["history"]], marker, markersize=5,
+                color=colour)  # fmt: skip
+        ax.plot(n, middle, color=colour, linestyle=dash)
+        ax.plot([], [], color=colour, linestyle=dash, marker=marker, markersize=5, label=name)
         if d["kind"] == "eagle":
-            ax.fill_between(n, low, high, color=colour, alpha=0.12, linewidth=0)
-    ax.axhline(page.AIM, color="grey", linestyle="--", linewidth=1)
-    ax.annotate("aim for code and factual questions", (2.2e4, page.AIM), va="bottom", fontsize=8,
-                color="grey")  # fmt: skip
-    ax.set_xscale("log")
-    ax.set_ylim(0, 0.75)
-    ax.set_xlabel("training tokens seen (repeats counted)")
-    ax.set_ylabel("1 − TV, held out, all domains, T = 1")
-    ax.legend(fontsize=8)
-    ax.grid(alpha=0.25)
-    figure.savefig(path, dpi=130)
+            ax.fill_between(n, low, high, color=colour, alpha=0.12, linewidth=0,
+                            label=f"95 % interval, {name}")  # fmt: skip
+    ax.axhline(page.AIM, color=GREY, linestyle="--", linewidth=1)
+    ax.annotate("aim for code and factual questions", (8e3, page.AIM), va="bottom", fontsize=8,
+                color=GREY)  # fmt: skip
+    ax.set(xscale="log", ylim=(0, 0.6), xlabel="training tokens seen (repeats counted)",
+           ylabel="1 − TV, held out, all domains, T = 1")  # fmt: skip
+    legend(ax, loc="lower right", title="points measured, lines fitted", title_fontsize=8)
+    plots.save(figure, path)
     return path

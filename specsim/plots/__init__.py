@@ -10,6 +10,7 @@ from specsim.plots.closed_form import (
 )
 from specsim.plots.comparisons import (
     claim_figure,
+    errors_by_group,
     errors_over,
     measured_over_k,
     predicted_against_measured,
@@ -30,6 +31,7 @@ __all__ = [
     "claim_figure",
     "context_curve",
     "curves",
+    "errors_by_group",
     "errors_over",
     "measured_over_k",
     "part_bars",

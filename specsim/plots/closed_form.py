@@ -16,6 +16,7 @@ from specsim.plots.style import (
     BLUE,
     GREEN,
     GREY,
+    LIGHT,
     ORANGE,
     RED,
     STYLE,
@@ -24,7 +25,7 @@ from specsim.plots.style import (
     legend,
 )  # fmt: skip
 
-PARTS = {"draft_s": ("draft", ORANGE), "verify_s": ("verify", BLUE), "overhead_s": ("host", GREY)}
+PARTS = {"draft_s": ("draft", ORANGE), "verify_s": ("verify", BLUE), "overhead_s": ("host", LIGHT)}
 
 
 def speedup_curve(rows: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:

@@ -95,6 +95,7 @@ def part_bars(
             bound, share = str(row["bound"]), float(row["share"])
             ax.barh(
                 height, share, 0.62, left=left, color=colours[bound], edgecolor="white",
+                hatch="////" if bound == "latency" else None,
                 label=f"{bound}-bound" if bound not in seen else None,
             )  # fmt: skip
             seen.add(bound)

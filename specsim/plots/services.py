@@ -53,7 +53,11 @@ def simulation_shares(utilisation: Mapping[str, float], ax: Axes | None = None) 
     left = 0.0
     colours = (ORANGE, BLUE, GREEN, GREY, "#DDDDDD")
     for (label, share), colour in zip(utilisation.items(), colours, strict=True):
-        ax.barh([0], [share], left=[left], height=0.4, color=colour, label=f"{label} {share:.0%}")
+        ax.barh([0], [share], left=[left], height=0.4, color=colour, edgecolor="white",
+                label=f"{label} {share:.0%}")  # fmt: skip
+        if share >= 0.07:  # neighbours are alike in grey print
+            ink = "white" if colour in (BLUE, GREEN, GREY) else "black"
+            ax.text(left + share / 2, 0, label, ha="center", va="center", fontsize=8, color=ink)
         left += share
     ax.set(xlabel="share of a replica's time", xlim=(0, 1), ylim=(-0.3, 0.3), yticks=[])
     ax.set_title("Where the time goes", pad=24)
@@ -113,6 +117,8 @@ def tornado_bars(bars: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> A
     for i, bar in enumerate(ordered):
         ax.barh(i, bar["high"] - bar["low"], left=bar["low"], height=0.6, color=ORANGE)
     ax.axvline(1.0, color=RED, linestyle="--", linewidth=1)
+    ax.annotate("no gain", (1.0, 0.02), xycoords=("data", "axes fraction"), color=RED, fontsize=8,
+                rotation=90, va="bottom", ha="right")  # fmt: skip
     ax.set_yticks(range(len(ordered)), [bar["parameter"] for bar in ordered])
-    ax.set(xlabel="speed over no speculation", title="What the answer is sensitive to")
+    ax.set(xlabel="speed over no speculation (ratio)", title="What the answer is sensitive to")
     return ax
