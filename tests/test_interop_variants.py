@@ -262,3 +262,43 @@ def test_sglang_response_with_verified_steps_alone(tmp_path: Path) -> None:
     fitted = fit_files([tmp_path / "responses.jsonl"], options=Options(k=3))
     assert fitted.calibration.acceptance is not None
     assert fitted.calibration.acceptance.at_k == 3
+
+
+def llama(task: int, mark: str, extra: str = "") -> str:
+    slot = f"I slot print_timing: id  1 | task {task} |"
+    return (
+        f"{slot} prompt eval time =     300.11 ms /    20 tokens (   15.01 ms per token)\n"
+        f"{slot}        eval time =    2296.72 ms /   256 tokens (    8.97 ms per token)\n"
+        f"{slot} {mark}\n{extra}"
+    )
+
+
+def test_llamacpp_mean_len_and_rates_on_their_own_line(tmp_path: Path) -> None:
+    mark = "draft acceptance = 0.64479 (  167 accepted /   259 generated), mean len =  2.92"
+    rates = "T slot print_timing: id  1 | task 0 |      acc per pos = (0.805, 0.632, 0.483)\n"
+    imported = read(tmp_path, llama(0, mark, rates))
+    assert counts(imported) == {3: (87, 167)}
+    assert imported.tallies[0].positions_known
+    without = read(tmp_path, llama(0, mark))
+    assert counts(without) == {3: (88, 167)}  # 256 tokens, the first from the prefill
+    no_timing = read(tmp_path, f"slot print_timing: {mark}\n")
+    assert counts(no_timing) == {3: (pytest.approx(87, abs=0.5), 167)}
+
+
+def test_llamacpp_equal_requests_are_two(tmp_path: Path) -> None:
+    """Builds of 2025 print neither time nor task before the rate."""
+    request = (
+        "prompt eval time =     300.11 ms /    20 tokens (   15.01 ms per token)\n"
+        "       eval time =    2296.72 ms /   256 tokens (    8.97 ms per token)\n"
+        "draft acceptance rate = 0.64479 (  167 accepted /   259 generated)\n"
+    )
+    assert counts(read(tmp_path, request * 3)) == {3: (3 * 88, 3 * 167)}
+    doubled = "".join(line * 2 for line in request.splitlines(keepends=True))
+    assert counts(read(tmp_path, doubled)) == {3: (88, 167)}
+
+
+def test_llamacpp_batch_is_unknown_with_several_slots(tmp_path: Path) -> None:
+    mark = "draft acceptance = 0.64479 (  167 accepted /   259 generated), mean len =  2.92"
+    text = llama(0, mark) + llama(1, mark).replace("id  1", "id  0") * 2
+    assert read(tmp_path, llama(0, mark)).steps[0].batch == 1.0
+    assert None in {step.batch for step in read(tmp_path, text).steps}
