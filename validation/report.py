@@ -107,6 +107,10 @@ def _markdown(comparisons: Sequence[Comparison], figures: Mapping[str, Sequence[
         "missed bound stays here until the model is better. Rows without data on the machine",
         "that made this page say so.",
         "",
+        "An error is predicted over measured, less 1: positive is too slow for a time and too",
+        "fast for a speedup. Medians and percentiles are of its size. In the figures points are",
+        "cases, the strip is ±10 %; in those over K lines are predicted and points measured.",
+        "",
         "| comparison | what | cases | median error | 90th percentile | bounds |",
         "|---|---|---:|---:|---:|---|",
     ]
@@ -120,6 +124,7 @@ def _markdown(comparisons: Sequence[Comparison], figures: Mapping[str, Sequence[
     absent = [name for name in COMPARISONS if name not in {c.name for c in comparisons}]
     if absent:
         lines += ["", f"Not built yet: {', '.join(absent)}."]
+    lines += _missed(comparisons)
     silicon = [row for c in comparisons if c.name == "silicon" for row in c.rows]
     lines += ["", "## Devices", "", "Measured by us, or taken from what others published:", "",
               *devices.table(silicon)]  # fmt: skip
@@ -129,6 +134,18 @@ def _markdown(comparisons: Sequence[Comparison], figures: Mapping[str, Sequence[
             lines += ["", f"![{figure.stem.replace('-', ' ')}](figures/{figure.name})"]
         lines += ["", *_table(comparison.rows)]
     return "\n".join(lines) + "\n"
+
+
+def _missed(comparisons: Sequence[Comparison]) -> list[str]:
+    """Every bound that is missed, in one place."""
+    rows = [(c.name, row) for c in comparisons for row in c.rows if row.passed is False]
+    if not rows:
+        return []
+    return [
+        "", "## Missed bounds", "", "| comparison | | error | bound |", "|---|---|---:|---:|",
+        *(f"| [{name}](#{name}) | {cell(row.name)} | {_percent(row.error)} | "
+          f"{_percent(row.bound)} |" for name, row in rows),
+    ]  # fmt: skip
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
@@ -321,7 +338,8 @@ def headline(document: dict[str, Any]) -> list[str]:
         f"{error('published', 'choice of K: worst regret')} at worst |",
         "| a vLLM service on an H100, simulated with published step times | "
         f"{service('published fit')}",
-        f"| the same service, simulated with the catalogue's constants (not a blind test) | {service('roofline')}",
+        "| the same service, simulated with the catalogue's constants (not a blind test) | "
+        f"{service('roofline')}",
         f"| bounds of all comparisons | {verdicts.count(True)} kept, "
         f"{verdicts.count(False)} missed |",
     ]
