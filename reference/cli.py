@@ -118,3 +118,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader went away (| head): nothing is wrong
         sys.stderr.close()
         return 0
+    except OSError as error:  # a folder that is not there, a full disk: the path is named
+        print(f"Error: {error}", file=sys.stderr)
+        return 2

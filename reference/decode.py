@@ -84,6 +84,7 @@ class Decoder:
         self.target, self.warp, self.rule = target, warp or Warp(), rule
         self.drafter = Drafter() if drafter is None else drafter
         self.policy = fixed(0) if policy is None else policy
+        self._vocab_size = target.config.vocab_size
         self.max_rows, self.prefill_chunk = rows, prefill_chunk
         self.with_overlap = with_overlap
         limit = self.drafter.max_positions or capacity
@@ -95,7 +96,9 @@ class Decoder:
         """Give a request the next free row.
 
         Raises:
-            ValueError: when every row is taken, or the request is longer than the cache.
+            ValueError: when every row is taken, the request is longer than the cache, or its
+                prompt holds a token that the target does not have (on a GPU the look-up
+                would stop the process instead of raising).
         """
         if len(self.rows) == self.max_rows:
             raise ValueError(f"all {self.max_rows} rows are taken")
@@ -104,6 +107,10 @@ class Decoder:
             raise ValueError(
                 f"request {request.name}: prompt of {len(request.prompt)} and output of "
                 f"{request.max_new_tokens} tokens exceed the cache's {self.cache.capacity} slots"
+            )
+        if not 0 <= min(request.prompt) <= max(request.prompt) < self._vocab_size:
+            raise ValueError(
+                f"request {request.name}: token ids beyond the target's {self._vocab_size}"
             )
         row = len(self.rows)
         self.cache.lengths[row] = 0

@@ -80,7 +80,8 @@ def run(options: argparse.Namespace) -> int:
     common = {"warp": warp, "rows": options.batch, "capacity": options.context}
     decoder = decoder_for(target.model, drafter, policy=policy, rule=options.rule, **common)
     width = len(policy_shape(policy))
-    report.warm_up(target.model, sorted({1, width + 1}))
+    longest = max(1, min(width + 1, options.max_new_tokens, decoder.cache.capacity))
+    report.warm_up(target.model, sorted({1, longest}))
     settings = (ids, options.max_new_tokens, options.batch, options.seed, stop)
     ours = report.make_run(decoder, *settings)
     plain = decoder_for(target.model, None, **common)

@@ -57,7 +57,10 @@ def open_gguf(path: Path, name: str) -> Source:
 
     def get(hf_name: str) -> Tensor:
         data, kind = tensors[gguf_name(hf_name)]
-        values = dequantize(data, kind)
+        try:
+            values = dequantize(data, kind)
+        except (NotImplementedError, ValueError) as error:
+            raise ConfigError(f"{path}: cannot read {hf_name} ({error})") from None
         # A float32 tensor is a view of the file: copy it, then let go of the file's pages,
         # which would otherwise count as this process's memory for as long as it loads.
         result = torch.from_numpy(values.copy() if np.shares_memory(values, data) else values)
@@ -121,10 +124,10 @@ def _config(fields: dict[str, Any], tensors: set[str], where: str) -> ModelConfi
     scaling = value("rope.scaling.type", "none")
     if scaling != "none":
         raise ConfigError(f"{where}: rope scaling {scaling!r} is not supported in GGUF files")
-    width, heads = int(value("embedding_length")), int(value("attention.head_count"))
     if "tokenizer.ggml.tokens" not in fields:
         raise ConfigError(f"{where}: no tokenizer in its metadata")
     try:
+        width, heads = int(value("embedding_length")), int(value("attention.head_count"))
         return ModelConfig(
             vocab_size=len(fields["tokenizer.ggml.tokens"].data),
             hidden_size=width,
@@ -140,5 +143,5 @@ def _config(fields: dict[str, Any], tensors: set[str], where: str) -> ModelConfi
             qkv_bias="blk.0.attn_q.bias" in tensors,
             qk_norm="blk.0.attn_q_norm.weight" in tensors,
         )
-    except ValueError as error:
+    except (TypeError, ValueError, ZeroDivisionError) as error:
         raise ConfigError(f"{where}: {error}") from None

@@ -21,6 +21,7 @@ from reference.model import Model, Output
 
 @dataclass
 class _Recorded:
+    cache: KVCache  # kept alive: the graph holds its addresses, the key its id
     batch: Batch  # the buffers that a replay reads
     output: Output  # the buffers that it fills
     graph: torch.cuda.CUDAGraph | None
@@ -65,7 +66,8 @@ class GraphedModel:
         if recorded.graph is None:
             recorded.output = self.model(recorded.batch, cache, **options)
         else:
-            recorded.graph.replay()
+            with torch.cuda.device(cache.device):
+                recorded.graph.replay()
         logits = recorded.output.logits
         # The buffers are overwritten by the next replay, so what leaves is a copy.
         kept = logits.clone() if select is None else logits[select]
@@ -86,7 +88,11 @@ class GraphedModel:
         tensors = ("tokens", "rows", "slots", "positions", "mask")
         batch = replace(static, **{name: getattr(static, name).clone() for name in tensors})
         if not self.record:
-            return _Recorded(batch, Output(torch.empty(0)), None)
+            return _Recorded(cache, batch, Output(torch.empty(0)), None)
+        with torch.cuda.device(cache.device):
+            return self._capture(batch, cache, options)
+
+    def _capture(self, batch: Batch, cache: KVCache, options: dict[str, Any]) -> _Recorded:
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -96,7 +102,7 @@ class GraphedModel:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             output = self.model(batch, cache, **options)
-        return _Recorded(batch, output, graph)
+        return _Recorded(cache, batch, output, graph)
 
 
 def _copy(source: Batch, target: Batch) -> None:

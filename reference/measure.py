@@ -62,7 +62,11 @@ def plan_units(
     temperatures: Sequence[float],
     batches: Sequence[int],
 ) -> list[Unit]:
-    """Every unit in a fixed order; K = 0 (autoregressive) needs no more than one method."""
+    """Every unit once, in a fixed order; K = 0 (autoregressive) needs only one method.
+
+    A batch larger than the prompts left takes those, so two batch sizes may give the same
+    last unit: it is measured once, as names must be unique for a file to be resumed.
+    """
     units = []
     for batch, temperature in itertools.product(batches, temperatures):
         for start in range(0, len(prompts), batch):
@@ -72,7 +76,7 @@ def plan_units(
                     Unit(group, method if k else "none", k, temperature)
                     for method in (methods if k else methods[:1])
                 ]
-    return units
+    return list(dict.fromkeys(units))
 
 
 def run_unit(

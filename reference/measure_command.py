@@ -10,6 +10,8 @@ from typing import Any
 
 from reference import cli
 
+#: Options that hold comma-separated numbers.
+NUMBERS = ("k", "batch", "temperature", "forward-batch", "forward-tokens", "forward-context")
 Piece = tuple[str, Callable[[], Iterable[Any]]]  # a name, and what yields its records
 
 EXAMPLES = """\
@@ -67,8 +69,9 @@ def run(options: argparse.Namespace) -> int:
     for name in ("prompts", "max_new_tokens", "context", "repeats"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)} < 1")
-    grid = {name: numbers(options, name) for name in ("k", "batch", "temperature")}
-    prompts = [p for d in options.domains.split(",") for p in load_prompts(d)[: options.prompts]]
+    grid = {name: numbers(options, name) for name in NUMBERS}  # before anything is written
+    domains = dict.fromkeys(options.domains.split(","))
+    prompts = [p for d in domains for p in load_prompts(d)[: options.prompts]]
     if options.cuda_graphs and choose_device(options.device).type != "cuda":
         raise ValueError("--cuda-graphs needs a CUDA device")
     threads = set_threads(options.threads)
@@ -77,6 +80,8 @@ def run(options: argparse.Namespace) -> int:
     )
     if target.tokenizer is None:
         raise ValueError(f"{options.target} has no tokenizer, so it cannot read prompts")
+    if set(parts) & {"steps", "runs"}:
+        check_lengths(options, target, prompts)
     job = Job(options, target, prompts, grid, threads)
     status = 0
     try:
@@ -90,8 +95,20 @@ def run(options: argparse.Namespace) -> int:
     return status
 
 
+def check_lengths(options: argparse.Namespace, target: Any, prompts: Sequence[Any]) -> None:
+    """Raises ValueError when a prompt and its output do not fit in the cache."""
+    slots = min(options.context, target.model.config.max_positions)
+    for prompt in prompts:
+        length = len(target.tokenizer.chat(prompt.text))
+        if length + options.max_new_tokens > slots:
+            raise ValueError(
+                f"prompt {prompt.id} of {length} tokens and --max-new-tokens "
+                f"{options.max_new_tokens} exceed the cache's {slots} slots (--context)"
+            )
+
+
 def numbers(options: argparse.Namespace, name: str) -> list[Any]:
-    """A comma-separated option as numbers.
+    """A comma-separated option as numbers, each once.
 
     Raises:
         ValueError: naming option and value.
@@ -103,9 +120,12 @@ def numbers(options: argparse.Namespace, name: str) -> list[Any]:
         values = [kind(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"--{name} {text!r}: expected numbers such as 1,2,4") from None
-    if min(values) < lowest:
-        raise ValueError(f"--{name} {text!r}: {min(values)} < {lowest}")
-    return values
+    for value in values:
+        if value < lowest:
+            raise ValueError(f"--{name} {text!r}: {value} < {lowest}")
+        if not value < float("inf"):
+            raise ValueError(f"--{name} {text!r}: {value} is not a finite number")
+    return list(dict.fromkeys(values))
 
 
 class Job:
@@ -117,7 +137,7 @@ class Job:
         from reference.options import make_drafter
 
         self.options, self.target, self.prompts, self.grid = options, target, prompts, grid
-        self.methods = options.methods.split(",")
+        self.methods = list(dict.fromkeys(options.methods.split(",")))
         self.threads = threads
         self.written: dict[str, int] = {}
         self._make: Callable[[str], tuple[Any, str]] = lambda method: make_drafter(method, target)
@@ -229,10 +249,10 @@ class Job:
 
         for name, model, layers in models:
             call = GraphedModel(model) if o.cuda_graphs else model
-            for batch in numbers(o, "forward-batch"):
+            for batch in self.grid["forward-batch"]:
                 cache = model.new_cache(batch, o.context)
-                for context in numbers(o, "forward-context"):
-                    for n in numbers(o, "forward-tokens"):
+                for context in self.grid["forward-context"]:
+                    for n in self.grid["forward-tokens"]:
                         if context + n > o.context:
                             continue
                         key = f"{name}/{batch}/{n}/{context}"

@@ -33,7 +33,8 @@ def choose_device(name: str) -> torch.device:
     """`auto` is CUDA where there is one.
 
     Raises:
-        ValueError: for a device that torch does not know or does not have.
+        ValueError: for a device that torch does not know or does not have, or another kind
+            than the two that the decoder is written for.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -41,8 +42,14 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"unknown device {name!r}; expected auto, cpu or cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no CUDA device here; use --device cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} is not supported; expected auto, cpu or cuda")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if not torch.cuda.is_available():
+            raise ValueError("no CUDA device here; use --device cpu")
+        if device.index is not None and device.index >= count:
+            raise ValueError(f"device {name!r}: there are {count} CUDA devices, from cuda:0 on")
     return device
 
 

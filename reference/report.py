@@ -123,11 +123,19 @@ def summary(run: Run, baseline: Run | None, tokenizer: Tokenizer | None) -> dict
     }
     if baseline and decoder.warp.greedy:
         result["identical_to_baseline"] = all(
-            a.generated == b.generated for a, b in zip(run.requests, baseline.requests, strict=True)
+            _same(a, b) for a, b in zip(run.requests, baseline.requests, strict=True)
         )
     if len(run.requests) > 1:
         result["texts"] = [text(request) for request in run.requests]
     return result
+
+
+def _same(ours: Request, baseline: Request) -> bool:
+    """Equal output; as far as both have come, where an interrupt left one behind."""
+    if ours.finished and baseline.finished:
+        return ours.generated == baseline.generated
+    n = min(len(ours.generated), len(baseline.generated))
+    return ours.generated[:n] == baseline.generated[:n]
 
 
 def closing_lines(result: dict[str, Any]) -> str:

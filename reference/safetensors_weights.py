@@ -80,6 +80,11 @@ def parse_config(values: dict[str, Any], where: str) -> ModelConfig:
         )
     if values.get("hidden_act", "silu") != "silu":
         raise ConfigError(f"{where}: hidden_act {values['hidden_act']!r}; only silu is supported")
+    if values.get("quantization_config"):  # its integers would be read as if they were weights
+        raise ConfigError(
+            f"{where}: quantization_config: quantised safetensors are not read; "
+            "expected float16, bfloat16 or float32 weights (or a GGUF file)"
+        )
     try:
         heads, width = int(values["num_attention_heads"]), int(values["hidden_size"])
         theta, scaling = _rope(values, where)

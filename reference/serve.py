@@ -156,13 +156,23 @@ def read_trace(path: str | Path, tokenizer: Tokenizer, vocab_size: int) -> list[
         raise RecordError(f"cannot read {path}: {error}") from None
     rows: Iterator[tuple[int, Any]]
     if path.suffix == ".csv":
-        rows = enumerate(csv.DictReader(io.StringIO(text)), start=2)
-    else:
-        rows = ((n, _json(line, path, n)) for n, line in enumerate(text.splitlines(), 1) if line)
+        rows = _csv(text, path)
+    else:  # not splitlines: U+2028 and its like may stand inside a JSON string
+        lines = enumerate(text.split("\n"), 1)
+        rows = ((n, _json(line, path, n)) for n, line in lines if line.strip())
     arrivals = [_arrival(row, f"{path}, line {n}", n, tokenizer, vocab_size) for n, row in rows]
     if not arrivals:
         raise RecordError(f"{path}: no requests")
     return arrivals
+
+
+def _csv(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise RecordError(f"{path}, line {reader.line_num}: {error}") from None
 
 
 def _json(line: str, path: Path, number: int) -> Any:
@@ -177,7 +187,7 @@ def _arrival(row: Any, where: str, number: int, tokenizer: Tokenizer, vocab: int
         arrival_s, output = float(row["arrival_s"]), int(row["output_tokens"])
         text = row.get("prompt")
         length = 0 if text else int(row["prompt_tokens"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise RecordError(
             f"{where}: expected arrival_s, output_tokens, and prompt or prompt_tokens ({error!r})"
         ) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from reference import cli
@@ -75,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     for arrival in arrivals:  # refuse now what could not be admitted later
         check_length(arrival, decoder.cache.capacity)
     writer = make_writer(options, threads, str(device))
-    warm_up(target.model, (1, min(options.prefill_chunk, options.context)))
+    warm_up(target.model, (1, min(options.prefill_chunk, decoder.cache.capacity)))
     records, status = [], 0
     try:
         for record in serve(decoder, arrivals, eos=target.tokenizer.eos, seed=options.seed):
@@ -138,6 +139,7 @@ def make_writer(options: argparse.Namespace, threads: int, device: str) -> Any:
         versions=cli.versions(),
         settings={name: getattr(options, name) for name in names},
     )
+    Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     return RecordWriter(options.out, header)
 
 

@@ -17,6 +17,7 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
+        self._device = device
         self._names: list[str] = []
         self._marks = [self._now()]
 
@@ -24,7 +25,8 @@ class Stopwatch:
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
+        # The stream of this device, which need not be the current one (--device cuda:1).
+        event.record(torch.cuda.current_stream(self._device))
         return event
 
     def lap(self, name: str) -> None:
@@ -35,7 +37,7 @@ class Stopwatch:
     def laps(self) -> dict[str, float]:
         """Seconds by name (laps of one name add up)."""
         if self._cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
         result: dict[str, float] = {}
         for name, start, end in zip(self._names, self._marks, self._marks[1:], strict=False):
             result[name] = result.get(name, 0.0) + _between(start, end)

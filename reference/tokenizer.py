@@ -30,8 +30,10 @@ class Tokenizer:
 
     backend: tokenizers.Tokenizer
     eos: frozenset[int]
-    bos: int | None = None
+    bos: int | None = None  # put before plain text
     chat_template: str | None = None
+    bos_token: str = ""  # what a chat template may write itself
+    eos_token: str = ""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, a beginning-of-sequence token first if the model wants one."""
@@ -45,28 +47,38 @@ class Tokenizer:
     def chat(self, message: str) -> list[int]:
         """Token ids of one user message in the model's chat layout; plain text without one.
 
-        The template comes from the model's file, so it runs in a sandbox.
+        The template comes from the model's file, so it runs in a sandbox, with what Hugging
+        Face's renderer offers to it.
+
+        Raises:
+            ConfigError: when the template does not render.
         """
         if self.chat_template is None:
             return self.encode(message)
-        from jinja2.exceptions import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.globals["raise_exception"] = _refuse
         try:
             text = environment.from_string(self.chat_template).render(
                 messages=[{"role": "user", "content": message}],
                 add_generation_prompt=True,
-                bos_token="" if self.bos is None else self.backend.id_to_token(self.bos),
-                eos_token="",
+                bos_token=self.bos_token,
+                eos_token=self.eos_token,
             )
-        except TemplateError as error:
+        except Exception as error:  # a template is a program: any error may surface
             raise ConfigError(f"the model's chat template does not render: {error}") from None
         return list(self.backend.encode(text, add_special_tokens=False).ids)
 
     def same_vocabulary(self, other: Tokenizer) -> bool:
         """Whether every id means the same token in both."""
         return bool(self.backend.get_vocab() == other.backend.get_vocab())
+
+
+def _refuse(message: str) -> None:
+    raise ValueError(message)
 
 
 def gguf_tokenizer(fields: dict[str, Any], where: str) -> Tokenizer:
@@ -94,11 +106,15 @@ def gguf_tokenizer(fields: dict[str, Any], where: str) -> Tokenizer:
     kinds = value("token_type", [])
     special = [t for t, kind in zip(tokens, kinds, strict=False) if kind == _CONTROL]
     backend.add_special_tokens(special)
-    bos = value("bos_token_id") if value("add_bos_token", False) else None
-    eos = {value("eos_token_id"), value("eot_token_id")} - {None}
+    first, last = value("bos_token_id"), value("eos_token_id")
     template = fields.get("tokenizer.chat_template")
     return Tokenizer(
-        backend, frozenset(eos), bos, None if template is None else template.contents()
+        backend,
+        frozenset({last, value("eot_token_id")} - {None}),
+        first if value("add_bos_token", False) else None,
+        None if template is None else template.contents(),
+        "" if first is None else str(backend.id_to_token(first) or ""),
+        "" if last is None else str(backend.id_to_token(last) or ""),
     )
 
 
@@ -135,9 +151,47 @@ def directory_tokenizer(path: Path) -> Tokenizer | None:
     }
     eos = config.get("eos_token_id")
     ids = frozenset(eos if isinstance(eos, list) else [eos] if isinstance(eos, int) else [])
+    bos_token, eos_token = (_token_text(settings.get(key)) for key in ("bos_token", "eos_token"))
+    return Tokenizer(
+        backend, ids, _bos(backend, settings, config), _template(path, settings), bos_token,
+        eos_token,
+    )  # fmt: skip
+
+
+def _token_text(value: Any) -> str:
+    """A special token as tokenizer_config.json has it: a string, or an object around one."""
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else ""
+
+
+def _bos(
+    backend: tokenizers.Tokenizer, settings: dict[str, Any], config: dict[str, Any]
+) -> int | None:
+    """The token before plain text: as tokenizer_config.json says, or else tokenizer.json,
+    where Llama 3 keeps it (its post-processor puts it before an empty text as well)."""
+    if "add_bos_token" in settings:
+        token = backend.token_to_id(_token_text(settings.get("bos_token")))
+        bos = config.get("bos_token_id") if token is None else token
+        return bos if settings["add_bos_token"] and isinstance(bos, int) else None
+    added = backend.encode("").ids
+    first = _token_text(settings.get("bos_token"))
+    return added[0] if added and backend.id_to_token(added[0]) == first else None
+
+
+def _template(path: Path, settings: dict[str, Any]) -> str | None:
+    """The chat template: a file of its own (newer models), or in tokenizer_config.json,
+    alone or as the one named "default" of several."""
+    file = path / "chat_template.jinja"
+    if file.is_file():
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{file}: not a template ({error})") from None
     template = settings.get("chat_template")
-    bos = config.get("bos_token_id") if settings.get("add_bos_token") else None
-    return Tokenizer(backend, ids, bos, template if isinstance(template, str) else None)
+    if isinstance(template, list):
+        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
 
 
 def _optional_json(path: Path) -> dict[str, Any]:

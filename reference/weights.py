@@ -103,7 +103,7 @@ def _packaged_file(name: str) -> Path:
 def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.safetensors", "*.json"]
+    patterns = ["*.safetensors", "*.json", "chat_template.jinja"]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub client raises a dozen unrelated types

@@ -1,21 +1,13 @@
-"""The command line: decode, measure, serve; what it says about bad input."""
+"""The command line: decode, and what it says about bad input."""
 
-import itertools
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from test_reference_helpers import WORDS, tiny_directory
-
-from reference.cli import main
-from reference.prompts import DOMAINS, load_prompts
-from specsim.records import ForwardRecord, RequestRecord, StepRecord, read_all
+from test_reference_helpers import WORDS, run, tiny_directory
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,17 +22,6 @@ def one_thread():
     """Commands choose the number of threads for the process; the tests want one."""
     yield
     torch.set_num_threads(1)
-
-
-def run(capsys, *arguments):
-    """Exit status, stdout, stderr of a command run in this process."""
-    capsys.readouterr()
-    try:
-        status = main([str(a) for a in arguments])
-    except SystemExit as stop:
-        status = stop.code
-    out, err = capsys.readouterr()
-    return status, out, err
 
 
 def decode(capsys, model, *arguments, prompt="abcabcab"):
@@ -141,6 +122,50 @@ def test_interrupted_decode_keeps_what_there_is(capsys, monkeypatch, model):
     assert result["interrupted"] is True
     assert 0 < result["num_tokens"] < 24
     assert result["speedup"] is None
+
+
+def test_an_interrupt_is_no_difference(capsys, monkeypatch, model):
+    """Ctrl-C between a step and its baseline: what both have is the same."""
+    from reference import report
+
+    def interrupted(run, baseline, show):
+        for _ in range(5):
+            run.advance()
+        baseline.advance()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "interleave", interrupted)
+    result = json.loads(decode(capsys, model, "--json", "--ignore-eos")[1])
+    assert result["interrupted"] is True
+    assert result["text"].startswith(result["baseline_text"])
+    assert result["text"] != result["baseline_text"]
+    assert result["identical_to_baseline"] is True
+
+
+@pytest.mark.parametrize("draft", ["early-exit:1", "eagle:random"])
+def test_a_tree_wider_than_the_vocabulary(capsys, model, draft):
+    """Greedy siblings are the likeliest tokens, as many as there are."""
+    status, out, _ = decode(capsys, model, "--draft", draft, "--tree", "40", "--json")
+    assert status == 0
+    assert json.loads(out)["identical_to_baseline"] is True
+
+
+def test_k_beyond_the_model_is_cut(capsys, model):
+    status, out, _ = decode(capsys, model, "--k", "5000", "--json")
+    assert status == 0
+    assert json.loads(out)["identical_to_baseline"] is True
+
+
+def test_a_path_that_cannot_be_written_is_one_line(capsys, monkeypatch):
+    from reference import decode_command
+
+    def full(options):
+        raise PermissionError(13, "Permission denied", "/there/x.jsonl")
+
+    monkeypatch.setattr(decode_command, "run", full)
+    status, out, err = run(capsys, "decode", "--prompt", "x")
+    assert (status, out) == (2, "")
+    assert err == "Error: [Errno 13] Permission denied: '/there/x.jsonl'\n"
 
 
 def make_bad(kind, tmp_path, model):
@@ -244,6 +269,8 @@ def test_hub_name_without_a_network(capsys, monkeypatch):
         (["--top-p", "0"], "top_p=0.0"),
         (["--dtype", "int3"], "unknown dtype 'int3'"),
         (["--device", "abacus"], "unknown device 'abacus'"),
+        (["--device", "mps"], "device 'mps' is not supported"),
+        (["--device", "meta"], "device 'meta' is not supported"),
         (["--context", "16"], "exceed the cache's 16 slots"),
         (["--context", "9999"], "exceed the cache's 256 slots"),
         (["--batch", "0"], "batch=0 < 1"),
@@ -331,242 +358,3 @@ def test_help_teaches(capsys):
         status, out, _ = run(capsys, command, "--help")
         assert status == 0
         assert "examples:" in out
-
-
-# --- measure ---------------------------------------------------------------------------
-
-
-def measure_arguments(model, out, *more):
-    return [
-        "measure", "--target", model, "--threads", "1", "--out", str(out), "--methods",
-        "ngram,early-exit:1", "--k", "0,2,3", "--temperature", "0,1", "--batch", "1,2",
-        "--domains", "code,copy", "--prompts", "2", "--max-new-tokens", "8", "--context", "256",
-        "--forward-batch", "1,2", "--forward-tokens", "1,3", "--forward-context", "0,20",
-        "--repeats", "3", *more,
-    ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def short_prompts():
-    """The tiny model has one token a character; its cache is short."""
-    from reference import prompts
-
-    patch = pytest.MonkeyPatch()
-    whole = prompts.load_prompts
-    patch.setattr(
-        prompts,
-        "load_prompts",
-        lambda d: [prompts.Prompt(p.id, p.text[:40].lower(), p.domain) for p in whole(d)],
-    )
-    yield
-    patch.undo()
-
-
-@pytest.fixture(scope="module")
-def traces(model, tmp_path_factory, short_prompts):
-    out = tmp_path_factory.mktemp("traces") / "tiny.jsonl"
-    assert main(measure_arguments(model, out)) == 0
-    return out
-
-
-def test_step_records(traces):
-    """One record a step and row; every unit of the grid is there; overlaps where q is known."""
-    header, records = read_all(traces, StepRecord)
-    assert header.settings["measured"] == "steps"
-    assert header.versions["torch"]
-    settings = {(r.method, r.num_draft_tokens == 0, r.temperature) for r in records}
-    assert {m for m, _, _ in settings} == {"none", "ngram", "early-exit:1"}
-    assert {r.batch for r in records} == {1, 2}
-    assert {r.domain for r in records} == {"code", "copy"}
-    assert len({(r.request, r.step) for r in records}) == len(records)
-    for r in records:
-        assert r.verify_s > 0
-        known = r.temperature > 0 and r.num_drafted > 0
-        assert (r.overlap is not None) == known
-        if known:
-            assert len(r.overlap) == r.num_drafted
-    for name in {r.request for r in records}:
-        mine = [r for r in records if r.request == name]
-        for before, after in itertools.pairwise(mine):
-            assert after.position == before.position + before.num_accepted + 1
-            assert after.context - after.position == before.context - before.position
-
-
-def test_runs_from_every_position_agree_with_steps(traces):
-    """A greedy step at an output position accepts min(run there, K), as recorded."""
-    _, steps = read_all(traces, StepRecord)
-    _, runs = read_all(traces.with_name("tiny.runs.jsonl"), StepRecord)
-    run_at = {(r.request.split("/")[0], r.method, r.position): r for r in runs}
-    compared = 0
-    for step in steps:
-        if step.temperature == 0 and step.num_draft_tokens and step.batch == 1:
-            run_ = run_at[step.request.split("/")[0], step.method, step.position]
-            assert step.num_accepted == min(run_.num_accepted, step.num_drafted)
-            compared += step.num_drafted > 0
-    assert compared > 10
-
-
-def test_forward_records(traces):
-    _, records = read_all(traces.with_name("tiny.forward.jsonl"), ForwardRecord)
-    models = {r.model for r in records}
-    assert len(models) == 2
-    assert {(r.batch, r.new_tokens, r.context) for r in records} == {
-        (b, n, c) for b in (1, 2) for n in (1, 3) for c in (0, 20)
-    }
-    assert all(r.seconds > 0 and r.repeats == 3 and r.spread_s >= 0 for r in records)
-
-
-@pytest.mark.parametrize("cut", [0.2, 0.5, 0.9])
-@pytest.mark.parametrize("name", ["tiny", "tiny.runs", "tiny.forward"])
-def test_resume_after_any_cut(model, traces, tmp_path, short_prompts, name, cut):
-    """Cut a file anywhere, in the middle of a line too: resuming completes it."""
-    whole = {f: (traces.with_name(f"{f}.jsonl")).read_bytes()
-             for f in ("tiny", "tiny.runs", "tiny.forward")}  # fmt: skip
-    for file, content in whole.items():
-        kept = content[: int(len(content) * cut)] if file == name else content
-        (tmp_path / f"{file}.jsonl").write_bytes(kept)
-    assert main(measure_arguments(model, tmp_path / "tiny.jsonl", "--resume")) == 0
-
-    def identity(path):
-        lines = [json.loads(line) for line in path.read_text().splitlines()[1:]]
-        timed = ("draft_s", "verify_s", "sample_s", "host_s", "seconds", "spread_s")
-        return [{k: v for k, v in line.items() if k not in timed} for line in lines]
-
-    for file in whole:
-        assert identity(tmp_path / f"{file}.jsonl") == identity(traces.with_name(f"{file}.jsonl"))
-
-
-def test_existing_file_is_not_overwritten(capsys, model, traces, short_prompts):
-    before = traces.read_bytes()
-    status, _, err = run(capsys, *measure_arguments(model, traces))
-    assert status == 2
-    assert "resume it or choose another name" in err
-    status, _, err = run(capsys, *measure_arguments(model, traces, "--resume", "--seed", "9"))
-    assert status == 2
-    assert "header differs" in err
-    assert traces.read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--k", "2,x"], "--k '2,x': expected numbers"),
-        (["--k", "-2"], "-2 < 0"),
-        (["--batch", "0"], "0 < 1"),
-        (["--prompts", "0"], "--prompts 0 < 1"),
-        (["--repeats", "0"], "--repeats 0 < 1"),
-        (["--what", "dance"], "expected steps, runs, forward"),
-        (["--domains", "poetry"], "unknown prompt domain 'poetry'"),
-        (["--methods", "magic"], "unknown draft 'magic'"),
-        (["--cuda-graphs", "--device", "cpu"], "needs a CUDA device"),
-    ],
-)
-def test_bad_measure_options(capsys, model, tmp_path, arguments, message):
-    status, out, err = run(capsys, *measure_arguments(model, tmp_path / "x.jsonl", *arguments))
-    assert (status, out) == (2, "")
-    assert message in err
-    assert not (tmp_path / "x.jsonl").exists()
-
-
-def test_interrupting_loses_no_complete_line(model, tmp_path):
-    """Ctrl-C in the middle of measuring: exit 130 and a file of whole lines."""
-    out = tmp_path / "cut.jsonl"
-    command = [
-        sys.executable, "-m", "reference", "measure", "--target", model, "--threads", "1",
-        "--out", str(out), "--k", "1", "--prompts", "30", "--domains", "factual-qa",
-        "--max-new-tokens", "100", "--context", "256", "--what", "steps", "--json",
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and (not out.exists() or out.stat().st_size < 20_000):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    stdout, _ = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert json.loads(stdout)["interrupted"] is True
-    assert out.read_text().endswith("\n")
-    assert len(read_all(out, StepRecord)[1]) > 10
-
-
-# --- serve -----------------------------------------------------------------------------
-
-
-def test_serve_from_a_trace(capsys, model, tmp_path):
-    trace = tmp_path / "trace.csv"
-    rows = [f"{0.01 * i},{5 + i},{3 + 2 * i},c{i % 2}" for i in range(8)]
-    trace.write_text("arrival_s,prompt_tokens,output_tokens,traffic_class\n" + "\n".join(rows))
-    out = tmp_path / "served.jsonl"
-    status, stdout, _ = run(
-        capsys, "serve", "--target", model, "--threads", 1, "--trace", trace, "--slots", 3,
-        "--draft", "ngram", "--k", 3, "--prefill-chunk", 4, "--context", 64, "--out", out, "--json",
-    )  # fmt: skip
-    result = json.loads(stdout)
-    _, records = read_all(out, RequestRecord)
-    assert status == 0
-    assert result["completed"] == len(records) == 8
-    assert result["output_tokens"] == sum(3 + 2 * i for i in range(8))
-    for record in records:
-        i = round(record.arrival_s / 0.01)
-        assert record.prompt_tokens == 5 + i
-        assert record.output_tokens == 3 + 2 * i
-        assert record.traffic_class == f"c{i % 2}"
-        assert record.chunk_times_s[0] > record.arrival_s
-
-
-def test_serve_poisson(capsys, model, short_prompts):
-    status, out, _ = run(
-        capsys, "serve", "--target", model, "--threads", 1, "--rate", 500, "--num-requests", 6,
-        "--output-tokens", 9, "--context", 128,
-    )  # fmt: skip
-    assert status == 0
-    assert "6 of 6 requests" in out
-    assert "ttft_s" in out
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.csv", "arrival_s,output_tokens\n0,4\n", "line 2: expected arrival_s"),
-        ("a.csv", "arrival_s,prompt_tokens,output_tokens\n-1,4,4\n", "out of range"),
-        ("a.csv", "arrival_s,prompt_tokens,output_tokens\n", "no requests"),
-        ("a.jsonl", '{"arrival_s": 0', "line 1: not JSON"),
-        ("a.jsonl", "[1, 2]", "line 1: expected arrival_s"),
-        ("a.csv", "arrival_s,prompt_tokens,output_tokens\n0,400,4\n", "exceed --context"),
-    ],
-)
-def test_bad_traces(capsys, model, tmp_path, name, content, message):
-    (tmp_path / name).write_text(content)
-    status, out, err = run(
-        capsys,
-        "serve",
-        "--threads",
-        1,
-        "--target",
-        model,
-        "--trace",
-        tmp_path / name,
-        "--context",
-        64,
-    )
-    assert (status, out) == (2, "")
-    assert message in err
-
-
-# --- prompts ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("domain", DOMAINS)
-def test_prompt_sets(domain):
-    """At least 30 prompts each, all different, ids unique."""
-    prompts = load_prompts(domain)
-    assert len(prompts) >= 30
-    assert len({p.text for p in prompts}) == len({p.id for p in prompts}) == len(prompts)
-    assert all(p.domain == domain and p.text.strip() == p.text for p in prompts)
-
-
-def test_copy_prompts_hold_what_is_to_be_copied():
-    kinds = {p.id.split("-")[0] for p in load_prompts("copy")}
-    assert kinds == {"copy", "summarise"}

@@ -1,6 +1,7 @@
 """The decoding loop: batches, caches, counters, truncation, seeds."""
 
 import inspect
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from test_reference_helpers import (
 from reference import policy, report
 from reference.cache import make_batch
 from reference.decode import LOSSY_RULES, RULES, Decoder
-from reference.draft.eagle import EagleDrafter, load_head, save_head
+from reference.draft.eagle import EagleConfig, EagleDrafter, load_head, random_head, save_head
 from reference.draft.neural import DraftModelDrafter, EarlyExitDrafter
 from reference.draft.ngram import NgramDrafter
 from reference.model import random_model
@@ -375,6 +376,9 @@ def test_bad_arguments(target):
         Decoder(target, EarlyExitDrafter(2), capacity=32)
     with pytest.raises(ValueError, match=r"n-gram lengths 3\.\.2"):
         NgramDrafter(longest=2, shortest=3)
+    for token in (-1, VARIED_VOCABULARY):
+        with pytest.raises(ValueError, match="token ids beyond the target's 13"):
+            Decoder(target, capacity=32).admit(request(prompt=(1, token)))
     full = Decoder(target, capacity=32)
     full.admit(request())
     with pytest.raises(ValueError, match="all 1 rows are taken"):
@@ -415,6 +419,13 @@ def test_policies():
             bad()
     with pytest.raises(ValueError, match="does not hold"):
         policy.adaptive(3, 2, 1)
+
+
+def test_a_head_of_fewer_positions_limits_the_cache(target):
+    """A head has rotary tables of its own: beyond their end it cannot draft."""
+    config = EagleConfig.for_target(target.config, 8)
+    head = random_head(replace(config, max_positions=24), 5, torch.float64)
+    assert Decoder(target, EagleDrafter(head), capacity=40).cache.capacity == 24
 
 
 def test_eagle_head_survives_a_file(target, tmp_path):

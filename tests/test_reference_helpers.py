@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reference import prompts
 from reference.cache import make_batch
+from reference.cli import main
 from reference.decode import Decoder
 from reference.draft.base import Drafter
 from reference.draft.eagle import EagleConfig, EagleDrafter, random_head
@@ -176,3 +178,24 @@ def tiny_directory(path, vocab: Sequence[str] = WORDS, seed: int = 1):  # type: 
     backend.decoder = tokenizers.decoders.Fuse()
     backend.save(str(path / "tokenizer.json"))
     return path
+
+
+def run(capsys, *arguments):  # type: ignore[no-untyped-def]
+    """Exit status, stdout, stderr of a command run in this process."""
+    capsys.readouterr()
+    try:
+        status = main([str(a) for a in arguments])
+    except SystemExit as stop:
+        status = stop.code  # type: ignore[assignment]
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def shorten_prompts(patch) -> None:  # type: ignore[no-untyped-def]
+    """The tiny model has one token a character; its cache is short."""
+    whole = prompts.load_prompts
+    patch.setattr(
+        prompts,
+        "load_prompts",
+        lambda d: [prompts.Prompt(p.id, p.text[:40].lower(), p.domain) for p in whole(d)],
+    )

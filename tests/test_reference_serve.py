@@ -1,9 +1,13 @@
 """Serving: continuous batching on a clock that the test controls."""
 
+import gc
+import weakref
+
 import pytest
 from test_reference_helpers import make_drafter, varied_model
 
 from reference import policy
+from reference.cache import make_batch
 from reference.decode import Decoder
 from reference.graphs import GraphedModel
 from reference.request import Request
@@ -113,6 +117,21 @@ def test_static_buffers_decode_the_same(method):
             pass
         outputs.append([r.generated for r in requests])
     assert outputs[0] == outputs[1]
+
+
+def test_a_graph_keeps_the_cache_that_it_reads():
+    """A graph replays addresses of its cache: freed memory must not come back under its key."""
+    model = varied_model()
+    graphed = GraphedModel(model, bucket=16, record=False)
+    caches = []
+    for _ in range(3):
+        cache = model.new_cache(1, 16)
+        graphed(make_batch([[1, 2]], cache), cache)
+        caches.append(weakref.ref(cache))
+        del cache
+    gc.collect()
+    assert all(cache() is not None for cache in caches)
+    assert len({id(cache()) for cache in caches}) == 3
 
 
 class Static(GraphedModel):

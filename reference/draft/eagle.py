@@ -116,6 +116,7 @@ class EagleDrafter(NeuralDrafter):
     def __init__(self, head: EagleHead, *, distinct: bool = False, stop_below: float = 0.0) -> None:
         super().__init__(distinct=distinct, stop_below=stop_below)
         self.head = head
+        self.max_positions = head.config.max_positions
         self.feature_layers = head.config.feature_layers
 
     def bind(self, target: Model, cache: KVCache, rows: int, capacity: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -104,7 +105,7 @@ def draw_children(
     Greedy children are the `count` likeliest tokens: fixed, so they carry no q.
     """
     if warp.greedy:
-        best = [int(logits.argmax())] if count == 1 else logits.topk(count).indices.tolist()
+        best = [int(logits.argmax())] if count == 1 else _likeliest(logits, count)
         return [draft.add(parent, token) for token in best]
     q = warp.probabilities(logits)
     draft.probs[parent + 1] = q  # the very distribution drawn from, for the verifier
@@ -115,3 +116,9 @@ def draw_children(
         if draft.distinct and len(children) < count:
             left = without(left, token)
     return children
+
+
+def _likeliest(logits: Tensor, count: int) -> list[int]:
+    """The `count` likeliest tokens that the draft knows at all (−∞ marks the others)."""
+    values, indices = logits.topk(min(count, logits.shape[-1]))
+    return [i for i, x in zip(indices.tolist(), values.tolist(), strict=True) if x > -math.inf]
