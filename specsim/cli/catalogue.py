@@ -13,6 +13,7 @@ import typer
 
 from specsim import catalogue
 from specsim.cli.output import print_csv, print_json, print_table
+from specsim.errors import ScenarioError
 from specsim.units import human_bytes
 
 
@@ -32,6 +33,8 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """See the module's docstring, which is this command's help."""
+    if csv and as_json:
+        raise ScenarioError("--csv and --json: expected one of them")
     names, describe = _PARTS[part]
     rows = [describe(n) for n in ([name] if name is not None else names())]
     if as_json:

@@ -74,6 +74,8 @@ def command(
     check_outputs(html, plot, save, probe)
     steps = None if measured is None else measured_steps(measured)
     most = max_gpus(gpus)
+    if budget is not None and not 0 < budget < float("inf"):
+        raise ScenarioError(f"--budget {budget:g}: expected USD per hour, finite and > 0")
     try:
         decided = plan(
             described, gpus=_listed("--gpu", gpu), max_gpus=most, budget_usd_per_h=budget,
@@ -154,6 +156,8 @@ def check_outputs(
             raise ScenarioError(f"{option} {str(path)!r}: expected a name in {', '.join(suffixes)}")
         if not path.parent.is_dir():
             raise ScenarioError(f"{option} {str(path)!r}: no such directory")
+        if path.is_dir():
+            raise ScenarioError(f"{option} {str(path)!r}: is a directory, expected a file")
     if probe is not None and probe != "vllm":
         raise ScenarioError(f"--probe {probe!r}: expected vllm (it has synthetic acceptance)")
 

@@ -135,6 +135,10 @@ def command(
     """See the module's docstring, which is this command's help."""
     given = {name: value for name, value in locals().items() if name in KEYS and value is not None}
     described = build_scenario(given, scenario, set_ or [])
+    if csv and as_json:
+        raise ScenarioError("--csv and --json: expected one of them")
+    if explain and (csv or as_json):
+        raise ScenarioError("--explain prints a table: not with --csv or --json")
     result, prediction = answer(described)
     if plot is not None:  # before anything is printed: an error must leave stdout empty
         _plot(plot, "" if prediction is None else _title(described), result, prediction)

@@ -60,12 +60,12 @@ def command(
     _check_outputs(records, timeline, plot)
     if max_seconds is not None and not 0 < max_seconds < float("inf"):
         raise ScenarioError(f"--max-seconds {max_seconds}: expected a time > 0")
+    if workers == 0 or workers < -1:
+        raise ScenarioError(f"--workers {workers}: expected a number of processes, or -1")
     if replications is not None:
         for option, path in (("--records", records), ("--timeline", timeline), ("--plot", plot)):
             if path is not None:
                 raise ScenarioError(f"{option} shows one run: not with --replications")
-        if workers == 0 or workers < -1:
-            raise ScenarioError(f"--workers {workers}: expected a number of processes, or -1")
         return _replicated(described, replications, workers, max_requests, max_seconds, as_json)
     log = StepLog() if timeline is not None else None
     progress = ProgressLine() if sys.stderr.isatty() else None
@@ -162,6 +162,8 @@ def _check_outputs(records: Path | None, timeline: Path | None, plot: Path | Non
             raise ScenarioError(f"{option} {str(path)!r}: expected a name in {', '.join(suffixes)}")
         if not path.parent.is_dir():
             raise ScenarioError(f"{option} {str(path)!r}: no such directory")
+        if path.is_dir():
+            raise ScenarioError(f"{option} {str(path)!r}: is a directory, expected a file")
 
 
 def _write_outputs(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from specsim.errors import ScenarioError
 from specsim.scenario.document import Scenario, assign
+from specsim.scenario.yaml_text import parse_yaml
 
 #: More points than this are a mistake more often than a plan.
 MAX_POINTS = 1_000_000
@@ -98,12 +98,15 @@ def parse_vary(texts: Sequence[str]) -> dict[str, list[Any]]:
 
 def _range(text: str, right: str) -> list[Any] | None:
     parts = right.split(":")
-    if len(parts) not in (2, 3) or not all(p.strip().lstrip("-").isdigit() for p in parts):
+    if len(parts) not in (2, 3) or not all(re.fullmatch(r"\s*-?[0-9]+\s*", p) for p in parts):
         return None
     low, high, step = (int(p) for p in (*parts, "1")[:3])
     if step < 1 or high < low:
         raise ScenarioError(f"--vary {text!r}: expected low:high or low:high:step, rising")
-    return list(range(low, high + 1, step))
+    values = range(low, high + 1, step)
+    if high - low >= MAX_POINTS * step:  # before a list of them fills the memory
+        raise ScenarioError(f"--vary {text!r}: more than {MAX_POINTS} values")
+    return list(values)
 
 
 def _split(right: str) -> list[str]:
@@ -120,6 +123,6 @@ def _split(right: str) -> list[str]:
 
 def _value(text: str, part: str) -> Any:
     try:
-        return yaml.safe_load(part)
-    except yaml.YAMLError as error:
-        raise ScenarioError(f"--vary {text!r}: {' '.join(str(error).split())}") from None
+        return parse_yaml(part)
+    except ValueError as error:
+        raise ScenarioError(f"--vary {text!r}: {error}") from None

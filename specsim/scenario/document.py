@@ -30,6 +30,7 @@ from specsim.scenario.sections import (
     Workload,
     draft_token_range,
 )
+from specsim.scenario.yaml_text import parse_yaml
 
 if TYPE_CHECKING:
     from specsim.scenario.resolve import Resolved
@@ -121,18 +122,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         ScenarioError: if it cannot be read, is not YAML, or holds something else.
     """
-    import yaml
-
     try:
         text = Path(path).read_text(encoding="utf-8")
-        data = yaml.safe_load(text)
+        data = parse_yaml(text)
     except OSError as error:
         raise ScenarioError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise ScenarioError(f"{path}: not a UTF-8 text file ({error.reason})") from None
-    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
-        problem = " ".join(str(error).split())
-        raise ScenarioError(f"{path}: not valid YAML ({problem})") from None
+    except ValueError as error:
+        raise ScenarioError(f"{path}: not valid YAML ({error})") from None
     if data is None:
         raise ScenarioError(f"{path}: empty file; expected a mapping of scenario keys")
     if not isinstance(data, dict):
@@ -146,15 +144,13 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     Raises:
         ScenarioError: if there is no `=` or the value is not YAML.
     """
-    import yaml
-
     key, equals, value = text.partition("=")
-    if not equals or not key.strip():
+    if not equals or not all(part.strip() for part in key.split(".")):
         raise ScenarioError(f"--set {text!r}: expected key=value")
     try:
-        return key.strip(), yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ScenarioError(f"--set {text!r}: {' '.join(str(error).split())}") from None
+        return key.strip(), parse_yaml(value)
+    except ValueError as error:
+        raise ScenarioError(f"--set {text!r}: {error}") from None
 
 
 def assign(data: dict[str, Any], key: str, value: Any) -> None:
@@ -189,11 +185,24 @@ def assign(data: dict[str, Any], key: str, value: Any) -> None:
 
 def _first_error(error: ValidationError) -> str:
     """The first problem as `key = value: expected …`, with the nearest known key."""
-    first = error.errors()[0]
+    problems = error.errors()
+    # a misspelt key is also a missing one: the spelling is what the user can mend
+    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     location = [str(part) for part in first["loc"]]
     key = ".".join(location) or "scenario"
     if first["type"] == "extra_forbidden":
         return f"unknown key {key!r}{_nearest_key(location)}"
+    if first["type"] == "invalid_key":
+        place = ".".join(location[:-1]) or "scenario"
+        return f"{place}: key {first['input']!r}: expected a name (quote on, off, yes and no)"
+    if first["type"] == "missing":
+        return f"{key} is required, but missing in {first['input']!r}"
+    if first["type"] in ("model_type", "model_attributes_type"):
+        section = _section_at(location)
+        known = "" if section is None else f": {', '.join(section.model_fields)}"
+        return f"{key} = {first['input']!r}: expected a section with keys{known}"
+    if first["type"] == "tuple_type":
+        return f"{key} = {first['input']!r}: expected a list"
     message = first["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if first["type"] == "value_error" and isinstance(first["input"], Mapping):
@@ -205,16 +214,20 @@ def _first_error(error: ValidationError) -> str:
 
 
 def _nearest_key(location: list[str]) -> str:
-    section: Any = Scenario
-    for part in location[:-1]:
-        if part.isdigit():
-            continue
-        section = _section_type(section, part)
-        if section is None:
-            return ""
+    section = _section_at(location[:-1])
+    if section is None:
+        return ""
     known = list(section.model_fields)
     near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(known)}"
+
+
+def _section_at(location: Iterable[str]) -> type[BaseModel] | None:
+    section: type[BaseModel] | None = Scenario
+    for part in location:
+        if section is not None and not part.isdigit():
+            section = _section_type(section, part)
+    return section
 
 
 def _section_type(section: type[BaseModel], name: str) -> type[BaseModel] | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -16,9 +17,11 @@ from specsim.catalogue.specs import AcceptancePreset, RuntimeSpec
 from specsim.cost.experts import TYPICAL
 from specsim.cost.source import CostSource
 from specsim.deployment import Deployment, Draft, PlacedModel, Routing, Tree, make_draft
-from specsim.errors import CalibrationError, ScenarioError
+from specsim.errors import CalibrationError, ScenarioError, UnknownNameError
 from specsim.scenario.document import Scenario
 from specsim.scenario.sections import AcceptanceKeys, DraftKeys
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +77,7 @@ def resolve_deployment(scenario: Scenario) -> Deployment:
         ScenarioError: for parts that do not go together.
     """
     hardware, engine = scenario.hardware, scenario.engine
-    target_spec = catalogue.model(scenario.target.model)
+    target_spec = _named("target.model", catalogue.model, scenario.target.model)
     skew, overlap = scenario.cost.routing.skew, scenario.cost.routing.overlap
     routing = Routing(
         skew=TYPICAL.skew if skew is None else skew,
@@ -91,8 +94,10 @@ def resolve_deployment(scenario: Scenario) -> Deployment:
     return Deployment(
         target=target,
         draft=_resolve_draft(scenario.draft, target),
-        gpu=catalogue.gpu(hardware.gpu),
-        runtime=calibrated_runtime(scenario, catalogue.runtime(engine.runtime)),
+        gpu=_named("hardware.gpu", catalogue.gpu, hardware.gpu),
+        runtime=calibrated_runtime(
+            scenario, _named("engine.runtime", catalogue.runtime, engine.runtime)
+        ),
         gpu_memory_utilization=engine.gpu_memory_utilization,
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=engine.max_num_batched_tokens,
@@ -100,9 +105,18 @@ def resolve_deployment(scenario: Scenario) -> Deployment:
     )
 
 
+def _named(key: str, look_up: Callable[[str], Found], name: str) -> Found:
+    """A row of the catalogue; an unknown name's error says which key has it."""
+    try:
+        return look_up(name)
+    except UnknownNameError as error:
+        error.args = (f"{key} = {name!r}: {error}",)
+        raise
+
+
 def _resolve_draft(keys: DraftKeys, target: PlacedModel) -> Draft:
     """See `make_draft`; the scenario's names looked up."""
-    model = None if keys.model is None else catalogue.model(keys.model)
+    model = None if keys.model is None else _named("draft.model", catalogue.model, keys.model)
     tree = None if keys.tree is None else Tree(**keys.tree.model_dump())
     try:
         return make_draft(
@@ -143,7 +157,7 @@ def class_law(keys: AcceptanceKeys, draft: DraftKeys, name: str) -> tuple[Law, s
 def _law(kind: str, keys: AcceptanceKeys, draft: DraftKeys) -> tuple[Law, str]:
     value: Any = getattr(keys, kind)
     if kind == "preset":
-        preset = catalogue.acceptance_preset(value)
+        preset = _named("acceptance.preset", catalogue.acceptance_preset, value)
         return _in_tree(law_of_preset(preset), draft), f"preset {preset.name}: {preset.source}"
     if kind == "trace":
         from specsim.acceptance.empirical import load_runs

@@ -12,6 +12,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -21,6 +22,8 @@ from specsim.deployment import METHODS
 #: Largest K that a range may name; engines draft at most a few dozen tokens.
 MAX_DRAFT_TOKENS = 64
 AUTO_DRAFT_TOKENS = range(1, 17)
+#: More requests than this do not fit in memory.
+MAX_REQUESTS = 10**7
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, lt=math.inf)]
@@ -29,6 +32,21 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML's yes and true would pass as 1 otherwise."""
+        field = cls.model_fields[info.field_name or ""]
+        if field.annotation is not bool and _holds_truth_value(value):
+            raise ValueError("expected no truth value (YAML reads yes, no, on, off as such)")
+        return value
+
+
+def _holds_truth_value(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(_holds_truth_value(item) for item in value)
+    return isinstance(value, bool)
 
 
 class Target(Section):
@@ -70,11 +88,11 @@ class DraftKeys(Section):
             raise ValueError(f"expected one of {', '.join(METHODS)}{hint}")
         return value
 
-    @field_validator("num_draft_tokens")
+    @field_validator("num_draft_tokens", mode="before")
     @classmethod
-    def _range(cls, value: int | str) -> int | str:
+    def _range(cls, value: Any) -> int | str:
         draft_token_range(value)
-        return int(value) if str(value).isdigit() else value
+        return value if isinstance(value, str) and not value.isdigit() else int(value)
 
     @field_validator("tree", mode="before")
     @classmethod
@@ -116,7 +134,7 @@ class AcceptanceKeys(Section):
     survival: tuple[Probability, ...] | None = None
     acceptance_length: Annotated[float, Field(ge=1)] | None = None
     draft_acceptance_rate: Probability | None = None
-    at_k: Count | None = None
+    at_k: Annotated[int, Field(ge=1, le=1024)] | None = None
     preset: str | None = None
     calibration: str | None = None
     trace: str | None = None
@@ -300,7 +318,7 @@ class Workload(Section):
     arrivals: Arrivals = Arrivals(process="poisson", rate_per_s=4.0)
     prompt_tokens: Lengths = Lengths(distribution="lognormal", mean=1024, cv=1.0)
     output_tokens: Lengths = Lengths(distribution="lognormal", mean=256, cv=1.0)
-    num_requests: Count = 1000
+    num_requests: Annotated[int, Field(ge=1, le=MAX_REQUESTS)] = 1000
     shared_prefix_tokens: Annotated[int, Field(ge=0)] = 0
     classes: tuple[TrafficClass, ...] = ()
 
