@@ -302,3 +302,44 @@ def test_llamacpp_batch_is_unknown_with_several_slots(tmp_path: Path) -> None:
     text = llama(0, mark) + llama(1, mark).replace("id  1", "id  0") * 2
     assert read(tmp_path, llama(0, mark)).steps[0].batch == 1.0
     assert None in {step.batch for step in read(tmp_path, text).steps}
+
+
+def test_llamacpp_responses(tmp_path: Path) -> None:
+    body = (
+        '{"timings": {"prompt_n": 20, "cache_n": 80, "predicted_n": 256, "predicted_ms": 2200.0, '
+        '"draft_n": 259, "draft_n_accepted": 167}}'
+    )
+    stream = f'data: {{"choices": []}}\n\ndata: {body}\n\ndata: [DONE]\n'
+    for text in (body, f"[{body}]", stream):
+        imported = read(tmp_path, text, "response.json")
+        assert imported.format == "llamacpp-timings"
+        assert counts(imported) == {3: (88, 167)}
+        (step,) = imported.steps
+        assert (step.seconds, step.context) == (pytest.approx(0.025), 228)
+    with pytest.raises(RecordError, match="no more accepted than drafted"):
+        read(tmp_path, body.replace(": 167", ": 300"), "response.json")
+    plain = body.replace(', "draft_n": 259, "draft_n_accepted": 167', "")
+    assert read(tmp_path, plain, "response.json").steps[0].num_draft_tokens == 0
+
+
+def test_vllm_stream_with_request_metrics(tmp_path: Path) -> None:
+    chunk = '{"object": "chat.completion.chunk", "choices": []'
+    metrics = '"metrics": {"speculative_decoding": {"acceptance_histogram": [10, 5, 5]}}'
+    text = f"data: {chunk}}}\n\ndata: {chunk}, {metrics}}}\n\ndata: [DONE]\n"
+    imported = read(tmp_path, text, "stream.txt")
+    assert counts(imported) == {2: (20, 15)}
+    assert not imported.notes
+
+
+def test_sglang_one_batch(tmp_path: Path) -> None:
+    text = (
+        '{"run_name": "default", "batch_size": 4, "input_len": 1024, "output_len": 512, '
+        '"latency": 2.5, "output_throughput": 800.0, "acc_length": 2.5}\n'
+    )
+    imported = read(tmp_path, text, "one_batch.jsonl")
+    assert imported.format == "sglang-bench"
+    assert imported.lengths[0].acceptance_length == 2.5
+    (step,) = imported.steps
+    assert (step.batch, step.seconds) == (4, pytest.approx(0.0125))  # 10 tokens a step
+    (plain,) = read(tmp_path, text.replace("2.5}", "-1.0}"), "one_batch.jsonl").steps
+    assert (plain.num_draft_tokens, plain.seconds) == (0, pytest.approx(0.005))

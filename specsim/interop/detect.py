@@ -12,6 +12,7 @@ from specsim.errors import RecordError
 from specsim.interop import (
     client_bench,
     llamacpp_log,
+    llamacpp_timings,
     sglang_bench,
     sglang_info,
     sglang_log,
@@ -36,6 +37,7 @@ READERS: Mapping[str, Reader] = {
     sglang_bench.FORMAT: sglang_bench.read,
     sglang_info.FORMAT: sglang_info.read,
     llamacpp_log.FORMAT: llamacpp_log.read,
+    llamacpp_timings.FORMAT: llamacpp_timings.read,
     client_bench.INFERENCE_PERF: client_bench.read_inference_perf,
     client_bench.GUIDELLM: client_bench.read_guidellm,
     client_bench.AIPERF: client_bench.read_aiperf,
@@ -55,6 +57,8 @@ _LINES: tuple[tuple[str, re.Pattern[str]], ...] = (
     (sglang_bench.FORMAT, re.compile(r"^\s*Accept length:\s+\S+\s*$|^\s*Concurrency:\s+\S+\s*$")),
     (vllm_bench.FORMAT, re.compile(r"^\s*(?:Acceptance length|Mean TPOT \(ms\)|Mean ITL \(ms\)):"
                                    r"\s+\S+\s*$")),
+    (vllm_requests.FORMAT, re.compile(r'^data:.*"speculative_decoding"\s*:\s*\{')),
+    (llamacpp_timings.FORMAT, re.compile(r'^data:.*"timings"\s*:\s*\{')),
     (sglang_info.FORMAT, re.compile(r'"(?:spec_verify_ct|avg_spec_accept_length)"\s*:')),
 )  # fmt: skip
 _OTHER_METRICS = re.compile(r"^# (?:HELP|TYPE) (\S+)")
@@ -145,8 +149,12 @@ def of_value(value: Any) -> str | None:
     keys = set(value)
     if "schema" in keys and "version" in keys:
         return RECORDS
-    if "accepted_runs" in keys or any(k.startswith("acc_") for k in keys):
+    if "accepted_runs" in keys or any(
+        k.startswith("acc_") and isinstance(v, list) for k, v in value.items()
+    ):
         return RUNS
+    if {"acc_length", "batch_size"} <= keys:
+        return sglang_bench.FORMAT
     metrics = value.get("metrics", value)
     if isinstance(metrics, Mapping) and "speculative_decoding" in metrics:
         return vllm_requests.FORMAT
@@ -163,4 +171,6 @@ def of_value(value: Any) -> str | None:
         return sglang_bench.FORMAT if keys & theirs else vllm_bench.FORMAT
     if any(True for _ in sglang_info.bearing(value)):
         return sglang_info.FORMAT
+    if any(True for _ in llamacpp_timings.bearing(value)):
+        return llamacpp_timings.FORMAT
     return None

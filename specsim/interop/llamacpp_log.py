@@ -127,7 +127,7 @@ def _add(tallies: TallyByK, request: _Request, notes: Notes) -> tuple[int, float
     length = _LENGTH.search(line)
     if positions is None or length is None:
         mean = None if length is None else number(length[1], where, "mean len", low=1.0)
-        return _without_positions(tallies, accepted, generated, where, notes, emitted, mean)
+        return without_positions(tallies, accepted, generated, where, notes, emitted, mean)
     texts = [t.strip() for t in positions[1].split(",") if t.strip()]
     survival = check_survival(texts[:MAX_POSITIONS], where)  # type: ignore[arg-type]
     k = len(survival)
@@ -149,11 +149,13 @@ def _add(tallies: TallyByK, request: _Request, notes: Notes) -> tuple[int, float
     return k, float(steps)
 
 
-def _without_positions(
+def without_positions(
     tallies: TallyByK, accepted: float, generated: float, where: str, notes: Notes,
     emitted: float | None, mean: float | None,
 ) -> tuple[int, float]:  # fmt: skip
-    """Builds before 2026 print the rate alone: a step emits what it accepts and one more, so
+    """K (0 if unknown) and steps of one request.
+
+    Builds before 2026 print the rate alone: a step emits what it accepts and one more, so
     the tokens of the eval line tell the number of steps, and with it K. Later ones print the
     mean length, and with it the number of steps that drafted (rounded to 0.01)."""
     drafting = accepted / (mean - 1) if mean is not None and mean > 1 else None

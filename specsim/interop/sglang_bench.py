@@ -1,4 +1,5 @@
-"""SGLang's `bench_serving`: a JSON object a line (--output-file), or what it prints."""
+"""SGLang's `bench_serving`: a JSON object a line (--output-file), or what it prints; and the
+JSON of `bench_one_batch_server`."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def read(path: Path, progress: Progress | None = None) -> Imported:
     lengths: list[MeanLength] = []
     contexts: list[float] = []
     results = 0
-    for where, block in _blocks(path, progress):
+    for where, found in _blocks(path, progress):
+        block = _of_one_batch(found, where)
         value = {k: number(block[k], where, k) for k in _KEYS if block.get(k) not in (None, "None")}
         if "mean_itl_ms" not in value and "accept_length" not in value:
             notes.add("incomplete-lines", f"{where} holds no result; left out")
@@ -71,6 +73,26 @@ def read(path: Path, progress: Progress | None = None) -> Imported:
         file=str(path), format=FORMAT, lengths=tuple(lengths), steps=times.result(),
         context=(min(contexts), max(contexts)) if contexts else None, notes=notes.result(),
     )  # fmt: skip
+
+
+def _of_one_batch(block: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """The keys of `bench_one_batch_server` (one batch, all requests at once) as bench_serving's;
+    other results as they are. An acc_length below 1 says that nothing was speculated."""
+    if "batch_size" not in block or "acc_length" not in block:
+        return block
+    batch, prompt, output, rate = (
+        number(block.get(key), where, key)
+        for key in ("batch_size", "input_len", "output_len", "output_throughput")
+    )
+    length = block["acc_length"]
+    if length is not None:
+        length = number(length, where, "acc_length", low=-1.0)
+    per_token_ms = 1e3 * batch / rate if rate > 0 else 0.0
+    return {
+        "completed": batch, "concurrency": batch, "total_input_tokens": batch * prompt,
+        "total_output_tokens": batch * output, "mean_tpot_ms": per_token_ms,
+        "mean_itl_ms": per_token_ms, "accept_length": length if length and length >= 1 else None,
+    }  # fmt: skip
 
 
 def _per_chunk(value: Mapping[str, float], length: float) -> bool:

@@ -37,13 +37,20 @@ def read(path: Path, progress: Progress | None = None) -> Imported:
 
 
 def responses(path: Path, progress: Progress | None = None) -> Iterator[tuple[str, Any]]:
-    """(place, value) of each JSON value: one a line, or one document."""
+    """(place, value) of each JSON value: one a line, one document, or the `data:` lines of a
+    saved stream."""
     first = next((line for _, line in read_lines(path) if line), "")
     if first.startswith("{") and first.endswith("}"):
         for line_number, line in read_lines(path, progress):
             if line:
                 where = f"{path}, line {line_number}"
                 yield where, parse_json(line, where)
+        return
+    if first.startswith("data:"):
+        for line_number, line in read_lines(path, progress):
+            if (text := line.removeprefix("data:").strip()).startswith("{") and text != line:
+                where = f"{path}, line {line_number}"
+                yield where, parse_json(text, where)
         return
     document = parse_json(read_document(path), str(path))
     if isinstance(document, list):
@@ -56,6 +63,8 @@ def _add(response: Any, where: str, tallies: TallyByK, notes: Notes) -> None:
     response = section(response, where, "response")
     metrics = response.get("metrics", response)
     if not isinstance(metrics, Mapping) or not metrics.get("speculative_decoding"):
+        if response.get("object") == "chat.completion.chunk":
+            return  # a stream's last chunk has them
         notes.add("incomplete-lines", f"{where} has no metrics.speculative_decoding; left out")
         return
     spec = section(metrics["speculative_decoding"], where, "metrics.speculative_decoding")
