@@ -10,7 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from specsim.acceptance.law import MAX_RUN, Array, Law, Runs, check_num_draft_tokens, replay
+from specsim.acceptance.law import (
+    MAX_RUN,
+    Array,
+    Law,
+    Runs,
+    check_num_draft_tokens,
+    replay,
+    t95,
+)
 from specsim.errors import RecordError
 
 
@@ -25,25 +33,40 @@ class Empirical(Law):
     source: str = ""
 
     def __post_init__(self) -> None:
-        if not any(len(runs) for runs in self.requests):
-            raise ValueError("no recorded runs")
+        if not any(len(runs) > 1 for runs in self.requests):
+            raise ValueError("no recorded runs of two output tokens or more")
         for runs in self.requests:
             if len(runs) and int(np.min(runs)) < 0:
                 raise ValueError(f"accepted run {int(np.min(runs))} < 0")
 
     @lru_cache(maxsize=128)  # noqa: B019 - bounded, and laws live as long as a run
-    def _steps(self, num_draft_tokens: int) -> Runs:
-        """Accepted tokens of all steps of all requests; the last step of each request is
-        left out, since its end is the recording's, not the drafter's."""
-        steps = [replay(runs, num_draft_tokens)[:-1] for runs in self.requests if len(runs)]
-        return np.concatenate(steps)
+    def _counts(self, num_draft_tokens: int) -> tuple[Array, Array]:
+        """Drafted tokens that were tested and that were accepted, by request and depth in
+        the replayed steps; shapes (requests, K).
+
+        A token drafted for a position from the request's last on is not counted, whatever
+        became of it: there the recording ends, not the drafter. (Leaving out the step that
+        reaches the end would leave out long steps more often than short ones: τ of 64 tokens
+        at α = 0.8, K = 8 comes out 3 % too small.)
+        """
+        depth = np.arange(1, num_draft_tokens + 1)
+        tested, won = [], []
+        for runs in self.requests:
+            steps = replay(runs, num_draft_tokens)
+            left = len(runs) - np.concatenate(([0], np.cumsum(steps + 1)))[: len(steps), None]
+            known = (depth < left) & (steps[:, None] >= depth - 1)
+            tested.append(known.sum(axis=0))
+            won.append((known & (steps[:, None] >= depth)).sum(axis=0))
+        return np.array(tested, dtype=float), np.array(won, dtype=float)
 
     def survival(self, num_draft_tokens: int) -> Array:
-        """Share of replayed steps in which at least i tokens are accepted."""
+        """Share of replayed steps in which at least i tokens are accepted: the product of
+        the hazards (Kaplan and Meier 1958), 0 from a depth that no request is long enough
+        for."""
         check_num_draft_tokens(num_draft_tokens)
-        steps = self._steps(num_draft_tokens)
-        depth = np.arange(1, num_draft_tokens + 1)
-        return np.asarray(np.mean(steps[:, None] >= depth, axis=0), dtype=float)
+        tested, won = (counts.sum(axis=0) for counts in self._counts(num_draft_tokens))
+        hazards = np.divide(won, tested, out=np.zeros_like(won), where=tested > 0)
+        return np.asarray(np.cumprod(hazards))
 
     def per_request_acceptance_length(self, num_draft_tokens: int) -> Array:
         """τ of each request: tokens over steps."""
@@ -52,19 +75,20 @@ class Empirical(Law):
         )
 
     def survival_interval(self, num_draft_tokens: int) -> tuple[Array, Array] | None:
-        """±1.96 standard errors clustered by request (ratio estimator, Cochran 1977)."""
-        if len(self.requests) < 2:
+        """95 % interval clustered by request: the delta method on the log of the product of
+        ratios (ratio estimator, Cochran 1977), with Student's t for few requests."""
+        tested, won = self._counts(num_draft_tokens)
+        n = int(np.sum([len(runs) > 1 for runs in self.requests]))
+        if n < 2:
             return None
-        k = num_draft_tokens
-        depth = np.arange(1, k + 1)
-        kept = [replay(runs, k)[:-1] for runs in self.requests if len(runs)]
-        counts = np.array([len(steps) for steps in kept], dtype=float)
-        hits = np.array([(steps[:, None] >= depth).sum(axis=0) for steps in kept], dtype=float)
-        mean = hits.sum(axis=0) / counts.sum()
-        residual = hits - counts[:, None] * mean
-        n = len(counts)
-        se = np.sqrt(n / (n - 1) * np.sum(residual**2, axis=0)) / counts.sum()
-        return np.clip(mean - 1.96 * se, 0, 1), np.clip(mean + 1.96 * se, 0, 1)
+        s, sums = self.survival(num_draft_tokens), (won.sum(axis=0), tested.sum(axis=0))
+        shares = [
+            np.divide(x, total, out=np.zeros_like(x), where=total > 0)
+            for x, total in zip((won, tested), sums, strict=True)
+        ]
+        residual = s * np.cumsum(shares[0] - shares[1], axis=1)
+        reach = t95(n) * np.sqrt(n / (n - 1) * np.sum(residual**2, axis=0))
+        return np.clip(s - reach, 0, 1), np.clip(s + reach, 0, 1)
 
     def sample_runs(self, rng: np.random.Generator, num_tokens: int) -> Runs:
         """A recorded request, begun at its start and followed by others until the new one
@@ -115,8 +139,8 @@ def load_runs(path: str | Path, drafter: str | None = None) -> Empirical:
         raise RecordError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise RecordError(f"{path}: not a UTF-8 text file ({error})") from None
-    if not any(len(runs) for runs in requests):
-        raise RecordError(f"{path}: no recorded runs")
+    if not any(len(runs) > 1 for runs in requests):
+        raise RecordError(f"{path}: no recorded runs of two output tokens or more")
     return Empirical(tuple(requests), source=path.name)
 
 

@@ -131,7 +131,10 @@ def fit_sequences(
         CalibrationError: if there are too few tokens; says how many are needed.
     """
     if not sequences:
-        raise CalibrationError("no step drafted anything: expected records with K >= 1")
+        raise CalibrationError(
+            "no whole step that drafted anything: expected records with K >= 1 and requests of "
+            "more than K + 1 tokens"
+        )
     counted, notes = fit_counts(tallies_of(sequences), method=method)
     update: dict[str, object] = {"temperature": temperature}
     if len(sequences) < MIN_REQUESTS:

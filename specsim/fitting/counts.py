@@ -13,7 +13,7 @@ import numpy as np
 
 from specsim.acceptance.chains import Iid, PerPosition
 from specsim.acceptance.conversions import alpha_from_acceptance_length
-from specsim.acceptance.law import Array, Law
+from specsim.acceptance.law import Array, Law, t95
 from specsim.calibration import AcceptanceFit, MeasuredLength
 from specsim.errors import CalibrationError
 from specsim.interop.common import MeanLength, Note, Tally
@@ -25,6 +25,8 @@ ERRORS_TO = 16
 #: and their variance times this factor. In recorded runs (EAGLE and n-gram drafts, two
 #: domains) requests make the variance 2 to 9 times that of independent steps.
 MIN_WINDOWS = 8
+#: Below this their spread is not looked at; from here to MIN_WINDOWS the larger error holds.
+LEAST_WINDOWS = 3
 DESIGN_EFFECT = 4.0
 #: Relative half-width of τ's interval beyond which a fit says nothing.
 REFUSED_HALF_WIDTH = 0.5
@@ -74,21 +76,23 @@ def with_all_steps(tally: Tally) -> tuple[Tally, Note | None]:
 
 
 def ratio_error(tally: Tally, columns: Sequence[int], variance: float) -> float:
-    """Standard error of Σ columns over steps.
+    """Standard error of Σ columns over steps, such that ±1.96 of it is a 95 % interval: with
+    few windows Student's t is in it.
 
     `variance` is that of one step's sum, for when there are too few windows.
     """
     n, w = tally.steps, tally.windows
     effect = DESIGN_EFFECT if w < MIN_WINDOWS else 1.0
     independent = math.sqrt(max(variance, 0.0) * effect / n)
-    if w < MIN_WINDOWS:
+    if w < LEAST_WINDOWS:
         return independent
     pick = np.zeros(len(tally.total))
     pick[list(columns)] = 1.0
     mean = float(pick @ tally.total) / n
     pick[Tally.STEPS] -= mean
     squares = float(pick @ tally.outer @ pick)
-    return max(math.sqrt(max(squares, 0.0) * w / (w - 1)) / n, independent)
+    clustered = math.sqrt(max(squares, 0.0) * w / (w - 1)) / n
+    return max(clustered * t95(w) / Z95, independent)
 
 
 def survival_of(tally: Tally) -> Array:

@@ -21,36 +21,48 @@ class StepSequence:
 
 
 def sequences_of_records(records: Iterable[StepRecord]) -> list[StepSequence]:
-    """Steps grouped by request. Steps of K = 0 (plain decoding) are left out.
+    """Steps grouped by request. Steps of K = 0 (plain decoding) are left out, and those that
+    the end of the request could have cut.
 
     A drafter that proposed fewer than K tokens ends its run there, as a rejection would.
     """
-    requests: dict[str, list[tuple[int, int, int]]] = {}
+    requests: dict[str, list[tuple[int, int, int, int]]] = {}
+    lengths: dict[str, int] = {}
     for r in records:
+        # a stop inside a run of accepted tokens leaves this one token too long
+        lengths[r.request] = max(lengths.get(r.request, 0), r.position + r.num_accepted + 1)
         if r.num_draft_tokens > 0:
-            requests.setdefault(r.request, []).append((r.step, r.num_accepted, r.num_draft_tokens))
+            row = (r.step, r.position, r.num_accepted, r.num_draft_tokens)
+            requests.setdefault(r.request, []).append(row)
     result = []
-    for steps in requests.values():
+    for name, steps in requests.items():
         steps.sort()
-        table = np.asarray(steps, dtype=np.int64)
-        result.append(StepSequence(accepted=table[:, 1], num_draft_tokens=table[:, 2]))
+        _, position, accepted, limit = np.asarray(steps, dtype=np.int64).T
+        result += _whole(position, accepted, limit, lengths[name])
     return result
 
 
 def sequences_of_runs(requests: Sequence[Runs], num_draft_tokens: int) -> list[StepSequence]:
-    """Steps that recorded runs would have taken at K. The last step of a request is left
-    out: its end is the recording's, not the drafter's."""
+    """Steps that recorded runs would have taken at K, without those that the end of the
+    recording could cut."""
     result = []
     for runs in requests:
-        accepted = replay(runs, num_draft_tokens)[:-1]
-        if len(accepted):
-            result.append(
-                StepSequence(
-                    accepted=accepted,
-                    num_draft_tokens=np.full(len(accepted), num_draft_tokens, dtype=np.int64),
-                )
-            )
+        accepted = replay(runs, num_draft_tokens)
+        position = np.concatenate(([0], np.cumsum(accepted + 1)))[: len(accepted)]
+        limit = np.full(len(accepted), num_draft_tokens, dtype=np.int64)
+        result += _whole(position, accepted, limit, len(runs))
     return result
+
+
+def _whole(position: Runs, accepted: Runs, limit: Runs, length: int) -> list[StepSequence]:
+    """The steps of a request of `length` tokens that it had room for, whatever was accepted:
+    those that begin K + 1 tokens or more before its end. Where a step begins is settled
+    before its outcome is, so this choice is fair (Wald); leaving out the step that reaches
+    the end, or counting it as cut, is not: long steps reach it more often."""
+    whole = position + limit + 1 <= length
+    if not whole.any():
+        return []
+    return [StepSequence(accepted=accepted[whole], num_draft_tokens=limit[whole])]
 
 
 def tallies_of(sequences: Sequence[StepSequence]) -> list[Tally]:
