@@ -245,3 +245,17 @@ class TestMemory:
         full = ss.model("gpt-oss-20b").kv_bytes_per_token("bf16") * 32_768
         m = memory(made, 0, 32_768)
         assert m.kv_pool_bytes / m.max_concurrency < 0.55 * full
+
+    def test_lookahead_slots_count_beside_sliding_windows(self) -> None:
+        """At context 1000, 64 drafted tokens need as many more slots (whole blocks) in the layers
+        without a window, as in a model without any."""
+        spec = ss.model("gpt-oss-20b")
+        made = deployment(target=PlacedModel(spec=spec), draft=Draft(method="ngram"))
+        few, many = (memory(made, k, 1000) for k in (0, 64))
+        block = made.block_size
+        full = sum(g.count for g in spec.layers if g.attention.window is None)
+        bounded = sum(g.count for g in spec.layers if g.attention.window is not None)
+        for m, slots in ((few, -(-1001 // block) * block), (many, -(-1065 // block) * block)):
+            # 8 KV heads of 64, keys and values, 2 bytes
+            per_sequence = (full * slots + bounded * (128 + block)) * 8 * 64 * 2 * 2
+            assert m.max_concurrency == m.kv_pool_bytes // per_sequence

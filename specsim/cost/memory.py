@@ -70,7 +70,6 @@ def memory(deployment: Deployment, num_draft_tokens: int, context: int) -> Memor
     batch = deployment.max_num_seqs
     spec = target.spec
     draft_weights, draft_kv, draft_state = _draft_bytes(deployment)
-    sliding = _bounded_kv_bytes(deployment, context)
     per_token = target.kv_bytes_per_token_per_gpu
     logits = batch * (num_draft_tokens + 1) * spec.vocab_size * 4.0
     widest = max((g.feed_forward.intermediate_size for g in spec.layers), default=0)
@@ -88,6 +87,7 @@ def memory(deployment: Deployment, num_draft_tokens: int, context: int) -> Memor
     )
     slots = context + num_draft_tokens + 1
     blocks = -(-slots // deployment.block_size) * deployment.block_size
+    sliding = _bounded_kv_bytes(deployment, blocks)
     per_sequence = (per_token * blocks if sliding is None else sliding) + draft_kv * blocks + state
     concurrency = int(pool // per_sequence) if pool > 0 and per_sequence > 0 else 0
     return Memory(
@@ -116,8 +116,9 @@ def _draft_bytes(deployment: Deployment) -> tuple[float, float, float]:
     return model.weights_bytes_per_gpu, kv, state
 
 
-def _bounded_kv_bytes(deployment: Deployment, context: int) -> float | None:
-    """KV bytes of one sequence where sliding windows bound some layers; None if none do."""
+def _bounded_kv_bytes(deployment: Deployment, slots: int) -> float | None:
+    """KV bytes of one sequence of `slots` token slots (whole blocks, lookahead included)
+    where sliding windows bound some layers; None if none do."""
     target = deployment.target
     windows = [g.attention.window for g in target.spec.layers]
     if not any(windows):
@@ -125,6 +126,6 @@ def _bounded_kv_bytes(deployment: Deployment, context: int) -> float | None:
     total = 0.0
     for group in target.spec.layers:
         window = group.attention.window
-        kept = context + 1 if window is None else min(context + 1, window + deployment.block_size)
+        kept = slots if window is None else min(slots, window + deployment.block_size)
         total += group.count * kept * kv_elements_per_gpu(group, target.tensor_parallel)
     return total * dtype_bytes(target.kv)
