@@ -349,6 +349,8 @@ def test_a_target_that_does_not_fit(capsys) -> None:
     [
         ({"max_gpus": 0}, "max_gpus"),
         ({"budget_usd_per_h": 0.5}, "below the price of one GPU"),
+        # above the lowest offer, 2.69, but plans pay the middle of 2.69 to 12.29
+        ({"budget_usd_per_h": 3.0}, "below the price of one GPU, 5.75 USD/h"),
         ({"drafts": []}, "empty"),
         ({"drafts": ["qwen3-0.6b"]}, "qwen3-0.6b"),
         ({"drafts": ["no-such-model"]}, "no-such-model"),

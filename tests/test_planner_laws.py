@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from specsim.acceptance.chains import Iid
 from specsim.analytic.breakeven import unpadded
 from specsim.analytic.grid import evaluate
-from specsim.planner.decision import Plan, plan
+from specsim.planner.decision import Plan, _probability, plan
 from specsim.planner.drafts import draft_options, effective_alpha, reference_hazards
 from specsim.planner.problem import make_problem
+from specsim.planner.uncertainty import NUM_DRAWS, tpot_draws
 from specsim.scenario.document import Scenario
 from specsim.scenario.resolve import resolve, resolve_acceptance
 
@@ -201,3 +203,31 @@ def test_a_measured_head_replaces_its_estimate_also_in_a_tree() -> None:
     strong = draft_options(make_problem(Scenario.from_dict({**data, "acceptance": {"alpha": 0.8}})))
     tree = next(o for o in strong if o.label == heads[1].label)
     assert tree.laws[""].acceptance_length(4) > weak + 0.5
+
+
+def test_a_drafter_that_rarely_proposes_is_not_charged_for_k_tokens() -> None:
+    """Plans verify as many n-gram tokens as `predict` and the simulator do."""
+    data = {**SERVICE, "draft": {"method": "ngram"}, "acceptance": {"alpha": 0.3}}
+    found = plan(Scenario.from_dict(data), simulate=False, drafts=["ngram"])
+    spec = next(c for c in found.found.candidates if c.label == "ngram")
+    grid = evaluate(
+        unpadded(spec.deployment), spec.source, Iid(0.3), spec.model.draft_tokens,
+        spec.model.batch, found.problem.context,
+    )  # fmt: skip
+    np.testing.assert_allclose(spec.model.step_s, grid.step_s[:, :, 0], rtol=1e-9)
+
+
+def test_draws_in_which_no_load_meets_the_slo_are_judged_by_speed() -> None:
+    """A limit that speculation meets in a minority of the draws, and plain decoding in none:
+    the odds are not against speculation."""
+    data = {**SERVICE, "acceptance": {"alpha": 0.9}}
+    found = plan(Scenario.from_dict(data), simulate=False, drafts=["llama-3.2-1b"])
+    spec, off = found.facts.spec, found.baseline.candidate
+    assert spec is not None
+    met = np.zeros(NUM_DRAWS)
+    met[: NUM_DRAWS // 4] = 1.0
+    sampled = {id(spec): met, id(off): np.zeros(NUM_DRAWS)}
+    faster = tpot_draws(found.problem, spec) < tpot_draws(found.problem, off)
+    expected = np.mean(faster | (met > 0))
+    assert expected > 0.5
+    assert _probability(found.problem, spec, off, sampled) == pytest.approx(expected)

@@ -8,7 +8,7 @@ import numpy as np
 
 from specsim.planner.answers import QUESTIONS, Answer, Facts
 from specsim.planner.candidate import Candidate
-from specsim.planner.search import middle_price
+from specsim.planner.problem import middle_price
 from specsim.planner.service import components, steps_per_request
 from specsim.planner.uncertainty import Z95, interval, shifted_parts
 

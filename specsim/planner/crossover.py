@@ -12,7 +12,7 @@ from specsim.analytic.formulas import paying_ranges
 from specsim.cost.memory import memory
 from specsim.planner.candidate import Candidate
 from specsim.planner.problem import Problem
-from specsim.planner.service import Component, steps_per_request
+from specsim.planner.service import Component, proposed, steps_per_request
 from specsim.planner.step_model import StepModel, step_model
 from specsim.planner.uncertainty import draws, moved, shifted_parts
 
@@ -60,7 +60,8 @@ def crossover(problem: Problem, spec: Candidate, off: Candidate) -> Crossover:
         [np.arange(1, 65), np.rint(np.geomspace(64, MAX_BATCH, 140))])).astype(float)  # fmt: skip
     tokens = spec.model.draft_tokens[1:]
     one = spec.model.prompts[:1]
-    with_draft = step_model(spec.deployment, spec.source, tokens, batch, problem.context, one)
+    with_draft = step_model(spec.deployment, spec.source, tokens, batch, problem.context, one,
+                            _proposed(problem, spec))  # fmt: skip
     without = step_model(off.deployment, off.source, (), batch, problem.context, one)
     pays = gain(problem, with_draft, without, list(spec.parts)) > 1
     lasts = []
@@ -76,6 +77,12 @@ def crossover(problem: Problem, spec: Candidate, off: Candidate) -> Crossover:
     )  # fmt: skip
 
 
+def _proposed(problem: Problem, spec: Candidate) -> Array | None:
+    if spec.option is None:
+        return None
+    return proposed(problem, spec.deployment.draft, spec.option.laws, spec.model.draft_tokens[1:])
+
+
 def over_context(
     problem: Problem, spec: Candidate, off: Candidate, contexts: Sequence[int]
 ) -> list[AtContext]:
@@ -87,7 +94,7 @@ def over_context(
         at = np.array([float(batch)])
         one = spec.model.prompts[:1]
         with_draft = step_model(spec.deployment, spec.source, spec.model.draft_tokens[1:], at,
-                                context, one)  # fmt: skip
+                                context, one, _proposed(problem, spec))  # fmt: skip
         without = step_model(off.deployment, off.source, (), at, context, one)
         steps = steps_per_request(problem, list(spec.parts))[1:]
         work = steps * with_draft.step_s[1:, 0]

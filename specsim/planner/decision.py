@@ -333,13 +333,14 @@ def _sampled(problem: Problem, candidate: Candidate, objective: float) -> Any:
 def _probability(
     problem: Problem, spec: Candidate, off: Candidate, sampled: dict[int, Any]
 ) -> float:
-    """Share of the draws in which speculation does better; in speed at the demand where
-    neither meets the SLO at any load."""
+    """Share of the draws in which speculation does better; in speed at the demand in those
+    in which neither meets the SLO at any load."""
     with_it, without = sampled[id(spec)], sampled[id(off)]
-    if not (np.any(with_it > 0) or np.any(without > 0)):
-        with_it = 1 / tpot_draws(problem, spec)
-        without = 1 / tpot_draws(problem, off)
-    return float(np.mean(with_it > without))
+    better = with_it > without
+    neither = (with_it <= 0) & (without <= 0)
+    if np.any(neither):
+        better = np.where(neither, tpot_draws(problem, spec) < tpot_draws(problem, off), better)
+    return float(np.mean(better))
 
 
 def _replayed_share(problem: Problem, candidate: Candidate, replay: Simulated | None) -> float:

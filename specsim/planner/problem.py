@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -133,6 +134,11 @@ class Problem:
         return sum(c.share * c.mean_output for c in self.classes)
 
 
+def middle_price(price: tuple[float, float]) -> float:
+    """The geometric middle of a price range, USD/h."""
+    return math.sqrt(price[0] * price[1])
+
+
 def make_problem(
     scenario: Scenario, *, gpus: Sequence[str] | None = None, max_gpus: int | None = None,
     budget_usd_per_h: float | None = None, drafts: Iterable[str] | None = None,
@@ -156,11 +162,11 @@ def make_problem(
         unknown = [name for name, price in prices.items() if price is None]
         if unknown:
             raise ScenarioError(f"budget: no price is known for {', '.join(unknown)}")
-        cheapest = min(price[0] for price in prices.values() if price is not None)
-        if not budget_usd_per_h >= cheapest:
+        cheapest = min(middle_price(price) for price in prices.values() if price is not None)
+        if not budget_usd_per_h >= cheapest * (1 - 1e-9):
             raise ScenarioError(
                 f"budget = {budget_usd_per_h:g} USD/h: below the price of one GPU, "
-                f"{cheapest:g} USD/h"
+                f"{cheapest:.2f} USD/h (the middle of its range)"
             )
     use_all = max_gpus is None and budget_usd_per_h is None
     if use_all:

@@ -16,7 +16,7 @@ from specsim.deployment import Deployment
 from specsim.errors import DoesNotFitError, ScenarioError
 from specsim.planner.candidate import Candidate, slots_of
 from specsim.planner.drafts import DraftOption, draft_options
-from specsim.planner.problem import Problem
+from specsim.planner.problem import Problem, middle_price
 from specsim.planner.service import (
     Policy,
     at_batch,
@@ -26,6 +26,7 @@ from specsim.planner.service import (
     curve,
     demanded,
     fixed,
+    proposed,
     steps_per_request,
 )
 from specsim.planner.step_model import batch_grid, step_model
@@ -126,13 +127,9 @@ def gpu_budget(problem: Problem, gpu: str) -> int | None:
     limits = [] if problem.max_gpus is None else [problem.max_gpus]
     price = catalogue.gpu(gpu).price_usd_per_h
     if problem.budget_usd_per_h is not None and price is not None:
-        limits.append(int(problem.budget_usd_per_h / middle_price(price)))
+        # a budget of three prices buys three, whatever the last bit says
+        limits.append(int(problem.budget_usd_per_h / middle_price(price) + 1e-9))
     return min(limits) if limits else None
-
-
-def middle_price(price: tuple[float, float]) -> float:
-    """The geometric middle of a price range, USD/h."""
-    return math.sqrt(price[0] * price[1])
 
 
 def draft_degrees(option: DraftOption | None, base: Scenario) -> list[int | None]:
@@ -171,10 +168,12 @@ def evaluated(
     batch = batch_grid(max(1, min(limits[-1], plain.max_concurrency)))
     tokens = draft_tokens(problem, option)
     prompts = np.concatenate([c.prompts for c in problem.classes])
-    model = step_model(deployment, source, tokens, batch, problem.context, prompts)
     laws: Mapping[str, Any] = {c.name: NO_LAW for c in problem.classes}
+    drafted = None
     if option is not None:
         laws = option.laws
+        drafted = proposed(problem, deployment.draft, laws, tokens)
+    model = step_model(deployment, source, tokens, batch, problem.context, prompts, drafted)
     parts = tuple(components(problem, laws, model.draft_tokens))
     common = {"option": option, "deployment": deployment, "source": source, "model": model,
               "parts": parts, "draft_tensor_parallel": degree}  # fmt: skip

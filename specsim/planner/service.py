@@ -14,13 +14,15 @@ request by request.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from specsim.acceptance.law import Law
+from specsim.analytic.drafted import drafted_tokens
+from specsim.deployment import Draft
 from specsim.metrics import Objective
 from specsim.planner.problem import Problem
 from specsim.planner.step_model import StepModel
@@ -126,6 +128,15 @@ def _gain_error(law: Law, ks: tuple[int, ...], side: float) -> Array:
             end = max(float(bounds[1 if side > 0 else 0].sum()), 1e-3 * gain)
             errors.append(abs(np.log(end / gain)) / 1.96)
     return np.asarray(errors)
+
+
+def proposed(
+    problem: Problem, draft: Draft, laws: Mapping[str, Law], ks: Sequence[int]
+) -> Array:  # fmt: skip
+    """Tokens that a step really drafts at each K, averaged over the classes as the simulator
+    does: fewer than K where the drafter does not always propose (n-gram look-up)."""
+    return np.asarray(sum(c.share * drafted_tokens(draft, laws[c.name], ks)
+                          for c in problem.classes))  # fmt: skip
 
 
 def steps_per_request(problem: Problem, parts: list[Component]) -> Array:

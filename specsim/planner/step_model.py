@@ -74,9 +74,10 @@ def batch_grid(limit: int) -> Array:
 
 def step_model(
     deployment: Deployment, source: CostSource, draft_tokens: Sequence[int], batch: Array,
-    context: float, prompts: Array,
+    context: float, prompts: Array, drafted: Array | None = None,
 ) -> StepModel:  # fmt: skip
-    """Evaluate a deployment at K = 0 and every K of `draft_tokens` (ascending, ≥ 1).
+    """Evaluate a deployment at K = 0 and every K of `draft_tokens` (ascending, ≥ 1), of which
+    `drafted` are really proposed (all, if left out).
 
     CUDA-graph padding is smoothed out, as in break-even ranges: the batch of a running
     service wanders over the staircase.
@@ -85,7 +86,10 @@ def step_model(
     ks = (0, *draft_tokens) if deployment.draft.method != "none" else (0,)
     k = np.asarray(ks)[:, None]
     shape = (len(ks), len(batch))
-    step = decode_step(deployment, source, k, batch[None, :], context)
+    verified = (
+        None if drafted is None or len(ks) == 1 else np.concatenate(([0.0], drafted))[:, None]
+    )
+    step = decode_step(deployment, source, k, batch[None, :], context, verified)
 
     def filled(value: Any) -> Array:
         return np.array(np.broadcast_to(value, shape), dtype=float)
