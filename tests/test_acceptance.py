@@ -313,7 +313,7 @@ class TestEmpirical:
 
     @pytest.mark.parametrize("requests", [3, 8])
     def test_interval_of_few_requests_covers(self, requests: int) -> None:
-        """With 1.96 standard errors it covered 75 % (3 requests) and 88 % (8)."""
+        """With 1.96 standard errors it covered 76 % (3 requests) and 88 % (8)."""
         source, k = BetaRequests.from_mean(0.7, 0.15), 2
         true, hits, trials = source.survival(k)[0], 0, 400
         for trial in range(trials):

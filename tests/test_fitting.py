@@ -295,7 +295,7 @@ def test_errors_grow_beyond_what_was_measured() -> None:
 @pytest.mark.parametrize("windows", [3, 5, 8])
 def test_interval_of_few_windows_covers(windows: int) -> None:
     """Student's t, and below eight windows no less than their own spread: with 1.96 standard
-    errors 91 % at eight, with four times the variance of independent steps under 50 % below."""
+    errors 90 % at eight, with four times the variance of independent steps 51 % below."""
     law, k, trials = BetaRequests.from_mean(0.7, 0.15), 2, 400
     truth, inside = law.acceptance_length(k), 0
     for seed in range(trials):
