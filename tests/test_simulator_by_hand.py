@@ -62,17 +62,18 @@ def one_request(alpha: float, *, overlapped: bool, draft_s: float = 0.01) -> Clu
         (1.0, 0.01, False, [0.14] * 4, 0.0),
         (0.0, 0.01, False, [0.14] * 20, 0.0),
         # the first block has to wait for its draft; the next was drafted meanwhile
-        (1.0, 0.01, True, [0.14, 0.1, 0.1, 0.1], 0.04),
-        # a draft of 120 ms is longer than the verification beside it
-        (1.0, 0.03, True, [0.24, 0.12, 0.12, 0.12], 0.12),
+        (1.0, 0.01, True, [0.14, 0.1, 0.1, 0.1], 0.05),
+        # five passes of 30 ms (the guess, the block) are longer than the verification
+        (1.0, 0.03, True, [0.27, 0.15, 0.15, 0.15], 0.15),
         # whatever was drafted ahead is thrown away
-        (0.0, 0.01, True, [0.14] * 20, 20 * 0.04),
+        (0.0, 0.01, True, [0.14] * 20, 20 * 0.05),
     ],
 )
 def test_drafting_beside_verification(
     alpha: float, draft_s: float, overlapped: bool, steps_s: list[float], wasted_s: float
 ) -> None:
-    """Blocks drafted ahead: one a step, of which those of accepted blocks are used."""
+    """Blocks drafted ahead: one a step, each a guess of the token that the target adds and
+    four more, of which those after accepted blocks and right guesses are used."""
     replica = one_request(alpha, overlapped=overlapped, draft_s=draft_s).replicas[0]
     ends = np.frombuffer(replica.step_end_s)
     assert ends[0] == pytest.approx(TARGET_S + draft_s)  # both models compute the prompt

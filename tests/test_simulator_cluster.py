@@ -125,10 +125,10 @@ def test_shared_units_are_held_once() -> None:
     pool.refer((1, 2))
     pool.refer((1, 3))
     assert pool.used == 30
-    pool.release((1, 2))
+    pool.release((1, 2), 2)
     assert pool.used == 20
     assert pool.matched((1, 2)) == 2  # 2 is cached, though nobody uses it
-    pool.release((1, 3))
+    pool.release((1, 3), 2)
     assert pool.used == 0
     assert pool.free == 100
     pool.take(95)

@@ -9,12 +9,17 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-from simulator_setups import PER_TOKEN, SINGLE_SERVER, length, run, setup
+import pytest
+from simulator_setups import PER_TOKEN, SINGLE_SERVER, deployment, length, run, setup
 
+from specsim.acceptance import Iid
 from specsim.metrics import Objective
-from specsim.simulator.cluster import Cluster
+from specsim.simulator.cluster import Cluster, kv_bytes_per_token
+from specsim.simulator.request import Request
 from specsim.simulator.result import Result
+from specsim.simulator.roster import Roster
 from specsim.simulator.setup import Fault, Limits, Setup
+from specsim.simulator.speculation import Policy
 from specsim.workload import ArrivalProcess
 from specsim.workload.requests import Requests
 
@@ -78,6 +83,99 @@ def test_a_prompt_that_grew_beyond_the_budget_is_cut_though_chunking_is_off() ->
     cluster = run(given([0.0, 0.0], [100, 100], [100, 100], limits=limits))
     assert cluster.replicas[0].preemptions == 1
     assert cluster.ledger.completed == 2
+
+
+PREFIXED = Limits(
+    max_num_seqs=4, max_tokens=64, num_blocks=100, block_size=16, watermark=0.0, prefix_tokens=16
+)
+
+
+def test_a_preempted_prompt_leaves_only_computed_units_cached() -> None:
+    """One request decodes while the other computes a prompt of 95 units of 16 tokens, 63 a
+    step, and is preempted on the way. Every prompt token is computed once, and none of the
+    units that the prompt had not come to is taken for cached."""
+    prefixes = ((), tuple(range(95)))
+    cluster = run(
+        given([0.0, 0.01], [64, 95 * 16], [200, 1], prefixes=prefixes, unit=16, limits=PREFIXED)
+    )
+    replica = cluster.replicas[0]
+    assert replica.preemptions == 1
+    assert replica.prompts.cached_tokens > 0
+    assert 64 + 95 * 16 <= replica.timer.prefill_tokens < 64 + 95 * 16 + 16
+
+
+# --- prefill and decode on separate replicas ----------------------------------------------
+
+
+def test_a_cache_that_is_sent_on_is_no_prefix_hit() -> None:
+    """Three prompts of three units share two: the second and third find them where prompts
+    are computed; where they decode nothing is looked up."""
+    limits = replace(PREFIXED, max_tokens=10_000, num_blocks=1000, prefix_tokens=512)
+    setup_ = given(
+        [0.0, 10.0, 20.0], [1536] * 3, [5] * 3, prefixes=((1, 2),) * 3, unit=512, limits=limits,
+        prefill_replicas=1,
+    )  # fmt: skip
+    cluster = run(setup_)
+    assert [r.prompts.cached_tokens for r in cluster.replicas] == [0, 2048]
+    assert result_of(cluster).summary().prefix_hit_rate == pytest.approx(2048 / (3 * 1536))
+
+
+def test_a_drafters_cache_is_sent_on_too() -> None:
+    """An 8B target keeps 128 KiB a token, the 1B drafter 32 KiB; a head without a cache of
+    its own sends nothing, and GPUs of its own send at the same time."""
+    target = 2 * 32 * 8 * 128 * 2
+    drafter = 2 * 16 * 8 * 64 * 2
+    placed = deployment(4)
+    assert kv_bytes_per_token(deployment(0)) == target
+    assert kv_bytes_per_token(placed) == target + drafter
+    own = replace(placed, draft=replace(placed.draft, own_gpus=True))
+    assert kv_bytes_per_token(own) == target
+    head = replace(placed, draft=replace(placed.draft, method="medusa"))
+    assert kv_bytes_per_token(head) == target
+
+
+# --- speculation --------------------------------------------------------------------------
+
+
+def test_a_schedule_counts_only_prompts_that_are_scheduled() -> None:
+    """Four seats, all taken, and four requests that wait: a batch of four. The row of four
+    holds in every step, and each sequence drafts four tokens."""
+    policy = Policy(kind="batch-schedule", num_draft_tokens=4, schedule=((1, 4, 4), (5, 99, 0)))
+    limits = Limits(max_num_seqs=4, max_tokens=512, num_blocks=4000)
+    cluster = run(
+        setup(k=4, policy=policy, count=40, rate=None, concurrency=8, output=length(20),
+              limits=limits)
+    )  # fmt: skip
+    replica = cluster.replicas[0]
+    assert replica.timer.drafted == 4 * replica.batch.steps
+
+
+def test_a_schedule_counts_every_prompt_of_the_step() -> None:
+    """One sequence decodes when three prompts arrive: a batch of four has K = 0."""
+    policy = Policy(kind="batch-schedule", num_draft_tokens=4, schedule=((1, 2, 4), (3, 99, 0)))
+    limits = Limits(max_num_seqs=8, max_tokens=512, num_blocks=4000)
+    base = given(
+        [0.0, 0.05, 0.05, 0.05], [10] * 4, [30, 1, 1, 1], limits=limits, k=4, policy=policy,
+        law=Iid(0.0),
+    )  # fmt: skip
+    replica = run(base).replicas[0]
+    # of the 29 steps of the first, one has the three prompts beside it
+    assert replica.timer.drafted == 4 * 28
+
+
+def test_a_block_drafted_ahead_needs_the_right_guess() -> None:
+    """Four drafted tokens are accepted and the fifth would not be: the block drafted ahead
+    began with that fifth, and is thrown away. With five it stands."""
+    ready = []
+    for run_length in (4, 5):
+        roster = Roster(5, 16, 0.7)
+        request = Request(0, 0.0, 8, 20, 0)
+        request.runs, request.emitted, request.context = bytes([run_length] * 20), 1, 8
+        roster.join(request)
+        roster.advance(4)
+        assert roster.accepted == 4
+        ready.append(roster.num_ready)
+    assert ready == [0, 1]
 
 
 # --- Ctrl-C -------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from specsim.plots.style import (
 )  # fmt: skip
 
 #: Colour, marker and dashes of a group or series by its place: apart in grey print too.
-MARKS = (
+MARKS: tuple[tuple[str, str, Any], ...] = (
     (BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "D", "-."), (RED, "^", ":"),
     (PURPLE, "v", (0, (5, 1))), (GREY, "P", (0, (1, 1))), ("black", "X", (0, (3, 1, 1, 1))),
 )  # fmt: skip
@@ -108,8 +108,9 @@ def measured_over_k(
         k, predicted, measured = np.array(sorted(points)).T
         ax.plot(k, predicted, color=colour, linestyle=dash)
         ax.plot(k, measured, color=colour, linestyle="none", marker=marker, markersize=5)
-        both = {"linestyle": dash, "marker": marker, "markersize": 5}
-        handles.append(Line2D([], [], color=colour, label=name, **both))
+        handles.append(
+            Line2D([], [], color=colour, label=name, linestyle=dash, marker=marker, markersize=5)
+        )
     ax.axhline(1, color=GREY, linestyle="--", linewidth=1)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="draft tokens per step, K", ylabel=f"{label} (line predicted, points measured)")

@@ -7,6 +7,7 @@ from typing import cast
 
 import simpy
 
+from specsim.deployment import Deployment
 from specsim.errors import ScenarioError
 from specsim.simulator import router as routing
 from specsim.simulator.batching import blocks_for
@@ -15,7 +16,7 @@ from specsim.simulator.replica import Replica, start_over
 from specsim.simulator.request import Request
 from specsim.simulator.runs import RunSampler
 from specsim.simulator.setup import Fault, Setup
-from specsim.simulator.step_cost import StepCost
+from specsim.simulator.step_cost import StepCost, reads_prompts
 from specsim.simulator.trace_log import StepLog
 
 #: Called with (requests done, requests in all, simulated seconds).
@@ -125,8 +126,7 @@ class Cluster:
 
     def _transfer(self, request: Request) -> Generator[simpy.Event, None, None]:
         """Send a prompt's KV cache from where it was computed to where it is used."""
-        target = self.setup.deployment.target
-        moved = target.kv_bytes_per_token_per_gpu * request.context
+        moved = kv_bytes_per_token(self.setup.deployment) * request.context
         yield self.env.timeout(moved / self.setup.kv_link_bytes_per_s)
         chosen = self._choose(self._decoders, request)
         if chosen is None:
@@ -183,6 +183,16 @@ class Cluster:
         waiting, self._stranded = self._stranded, []
         for request in waiting:
             self._route(request)
+
+
+def kv_bytes_per_token(deployment: Deployment) -> float:
+    """What the busiest GPU sends of a prompt's KV cache, per token: the target's part, and
+    the drafter's where it computed the prompt too (on GPUs of its own at the same time)."""
+    target, draft = deployment.target.kv_bytes_per_token_per_gpu, deployment.draft
+    if draft.model is None or not reads_prompts(draft):
+        return target
+    drafter = draft.model.kv_bytes_per_token_per_gpu
+    return max(target, drafter) if draft.own_gpus else target + drafter
 
 
 def check_feasible(setup: Setup) -> None:

@@ -77,15 +77,18 @@ class BlockPool:
         if self._idle:
             self._evict()
 
-    def release(self, prefix: tuple[int, ...]) -> None:
-        """A request is done with these units; the last user leaves them cached."""
-        for name in reversed(prefix):  # the end of a prefix is evicted before its start
+    def release(self, prefix: tuple[int, ...], computed: int) -> None:
+        """A request is done with these units; the last user leaves them cached, but for
+        those after the first `computed` ones: nothing is in them yet."""
+        for index in reversed(range(len(prefix))):  # the end is evicted before the start
+            name = prefix[index]
             references = self._references[name] - 1
             if references:
                 self._references[name] = references
                 continue
             del self._references[name]
-            self._idle[name] = None
+            if index < computed:
+                self._idle[name] = None
             self.used -= self.unit
 
     def clear(self) -> None:

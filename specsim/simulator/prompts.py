@@ -34,9 +34,9 @@ class Prompts:
         self._watermark = int(limits.watermark * limits.num_blocks)
         self._seats = max_running(limits.max_num_seqs, limits.max_tokens, num_draft_tokens)
 
-    def fill(self, budget: int, decoding: int) -> tuple[Chunks, Load] | None:
-        """Give the token budget of a step to prompts in progress, then to waiting ones;
-        None if there is nothing that fits. `decoding` sequences have seats already."""
+    def fill(self, budget: int, decoding: int, *, admit: bool = True) -> tuple[Chunks, Load] | None:
+        """Give the token budget of a step to prompts in progress, then (`admit`) to waiting
+        ones; None if there is nothing that fits. `decoding` sequences have seats already."""
         chunks: Chunks = []
         load = Load()
         for request in self.in_progress:
@@ -47,12 +47,15 @@ class Prompts:
                 break
             _add(request, taken, chunks, load)
             budget -= taken
-        while self.waiting and budget > 0:
+        while admit and self.waiting and budget > 0:
             request = self.waiting[0]
-            if not self._admissible(request, budget, decoding + len(self.in_progress)):
+            running = decoding + len(self.in_progress)
+            needed, skipped = self._demand(request)
+            if not self._admissible(request, needed, skipped, budget, running, self.pool.free):
                 break
             self.waiting.popleft()
             self.take_seat(request)
+            self.cached_tokens += request.prefilled
             taken = chunk_tokens(
                 request.to_prefill - request.prefilled, budget, self._chunked(request)
             )
@@ -61,10 +64,30 @@ class Prompts:
             budget -= taken
         return (chunks, load) if chunks else None
 
-    def _admissible(self, request: Request, budget: int, running: int) -> bool:
-        """A seat, room in the KV cache, and (unchunked) the whole prompt in the budget."""
-        if running >= self._seats:
-            return False
+    def count(self, budget: int, decoding: int, free: int) -> int:
+        """How many prompts `fill` would give tokens to, with `free` blocks. (What waiting
+        prompts share with each other, but not with the cache, is counted for each.)"""
+        number, running = 0, decoding + len(self.in_progress)
+        for request in self.in_progress:
+            left = request.to_prefill - request.prefilled
+            taken = chunk_tokens(left, budget, self._chunked(request))
+            if taken == 0:
+                return number
+            number += 1
+            budget -= taken
+        for request in self.waiting:
+            needed, skipped = self._demand(request)
+            if budget == 0 or not self._admissible(request, needed, skipped, budget, running, free):
+                break
+            budget -= chunk_tokens(request.to_prefill - skipped, budget, self._chunked(request))
+            free -= needed
+            number += 1
+            running += 1
+        return number
+
+    def _demand(self, request: Request) -> tuple[int, int]:
+        """Blocks that a waiting request takes from the free ones, and the tokens of its
+        prompt that are in the cache."""
         pool, unit = self.pool, self.limits.prefix_tokens
         skipped = 0
         needed = blocks_for(request.to_prefill, self.limits.block_size)
@@ -73,9 +96,17 @@ class Prompts:
             matched = pool.matched(prefix)
             skipped = unit * cached_units(matched, unit, request.to_prefill)
             needed += pool.blocks_to_revive(prefix[:matched]) - matched * pool.unit
+        return needed, skipped
+
+    def _admissible(
+        self, request: Request, needed: int, skipped: int, budget: int, running: int, free: int
+    ) -> bool:
+        """A seat, room in the KV cache, and (unchunked) the whole prompt in the budget."""
+        if running >= self._seats:
+            return False
         if not chunk_tokens(request.to_prefill - skipped, budget, self._chunked(request)):
             return False
-        return may_admit(needed, pool.free, self._watermark, running == 0)
+        return may_admit(needed, free, self._watermark, running == 0)
 
     def _chunked(self, request: Request) -> bool:
         """Whether its prompt may be cut. With chunked prefill off only one that has grown
@@ -105,18 +136,17 @@ class Prompts:
             request.shared = prefix
             private -= len(prefix) * pool.unit
             request.prefilled = unit * cached_units(matched, unit, request.to_prefill)
-            self.cached_tokens += request.prefilled
         pool.take(private)
         self._admitted += 1
         request.order = self._admitted
         request.first_step = -1
 
     def free(self, request: Request) -> None:
-        """Give a request's blocks back."""
+        """Give a request's blocks back; what it has computed of its prefix stays cached."""
         blocks = request.blocks
         if request.shared:
             blocks -= len(request.shared) * self.pool.unit
-            self.pool.release(request.shared)
+            self.pool.release(request.shared, request.prefilled // self.limits.prefix_tokens)
             request.shared = ()
         self.pool.give(blocks)
         request.blocks = 0

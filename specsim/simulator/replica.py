@@ -147,7 +147,7 @@ class Replica:
         batch, prompts, timer = self.batch, self.prompts, self.timer
         if self.arriving:
             self._let_in()
-        k = timer.choose_k(len(prompts.in_progress) + min(len(prompts.waiting), 1))
+        k = timer.choose_k(self._num_prompts)
         preempted = False
         if batch.count:
             growth = batch.growth(k)
@@ -155,12 +155,15 @@ class Replica:
                 if growth > self.pool.free:
                     preempted = True
                     growth = self._make_room(k)
-                    k = timer.choose_k(0)  # of those that are left
+                    k = timer.choose_k()  # of those that are left
                 self.pool.take(growth)
         load, num_drafted = timer.decode_load(k)
         filled = None
-        if (prompts.in_progress or prompts.waiting) and not (preempted and batch.count):
-            filled = prompts.fill(self.limits.max_tokens - load.tokens, batch.count)
+        if prompts.in_progress or prompts.waiting:
+            filled = prompts.fill(
+                self.limits.max_tokens - load.tokens, batch.count,
+                admit=not (preempted and batch.count),
+            )  # fmt: skip
         if filled is None:
             if not batch.count:
                 raise RuntimeError(f"replica {self.index}: nothing fits of {self.waiting!r}")
@@ -172,11 +175,19 @@ class Replica:
             self._log.step(self, k, load.tokens, prompt_load, *timer.last)
         return seconds, k, chunks
 
+    def _num_prompts(self, decode_tokens: int) -> int:
+        """How many prompts a step has room for beside so many decoding tokens."""
+        if not (self.prompts.in_progress or self.prompts.waiting):
+            return 0
+        free = self.pool.free - self.batch.growth(0)  # (a roster's does not depend on K)
+        return self.prompts.count(self.limits.max_tokens - decode_tokens, self.batch.count, free)
+
     def _let_in(self) -> None:
         """Seat requests that come with their KV cache: they decode in this very step."""
         while self.arriving and self.prompts.may_enter(self.arriving[0], self.num_running()):
             request = self.arriving.popleft()
             self.prompts.take_seat(request)
+            request.prefilled = request.to_prefill
             request.first_step = len(self.step_end_s)
             self._fresh.append(request)
             request.has_prompt_chunk = False

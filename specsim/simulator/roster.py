@@ -25,7 +25,8 @@ class Roster:
 
     `lookahead` slots beyond the context are reserved in the KV cache (the policy's
     largest K, plus one). `ema` is the moving average of each sequence's accepted share,
-    `ready` marks sequences whose last draft was accepted whole.
+    `ready` marks sequences whose last draft was accepted whole, with a right guess of the
+    token that followed it.
     """
 
     def __init__(self, lookahead: int, block_size: int, initial_share: float) -> None:
@@ -101,14 +102,15 @@ class Roster:
         position, taken = self._position[:n], self._taken[:n]
         needed = -(-(self._context[:n] + self._lookahead) // self._block_size)
         np.maximum(self._blocks[:n], needed, out=self._blocks[:n])
-        accepted = np.minimum(self._runs[rows, position], num_draft_tokens).astype(np.int64)
+        runs = self._runs[rows, position]
+        accepted = np.minimum(runs, num_draft_tokens).astype(np.int64)
         emitted = accepted + 1
         self._plan[rows, taken] = emitted
         self._drafts[rows, taken] = num_draft_tokens
         taken += 1
         position += emitted
         self._context[:n] += emitted
-        self._note(accepted, num_draft_tokens)
+        self._note(runs, accepted, num_draft_tokens)
         total = int(emitted.sum())
         self.steps += n
         self.accepted += total - n
@@ -122,12 +124,13 @@ class Roster:
             self.leave(request)
         return done
 
-    def _note(self, accepted: Ints, num_draft_tokens: Any) -> None:
+    def _note(self, runs: npt.NDArray[np.uint8], accepted: Ints, num_draft_tokens: Any) -> None:
         """Update moving averages, readiness and the count of drafted tokens."""
         n = self.count
         drafts = np.broadcast_to(np.asarray(num_draft_tokens), (n,))
         self.drafted += int(drafts.sum())
-        self._ready[:n] = (accepted == drafts) & (drafts > 0)
+        # a block drafted ahead starts with a guess of the token after this one's
+        self._ready[:n] = (runs > drafts) & (drafts > 0)
         # accepted drafted tokens over those that were looked at: the i.i.d. estimate
         looked = accepted + (accepted < drafts)
         share = np.divide(accepted, looked, out=self._ema[:n].copy(), where=looked > 0)

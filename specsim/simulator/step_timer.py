@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ class StepTimer:
         self.last = (0.0, 0.0, 0.0)  # draft, pass and host seconds of the last step
         self._policy = policy
         self._loaded = policy.kind != "off"
+        self._counts_prompts = policy.kind == "batch-schedule" and policy.count_prefills
         self._overlapped = overlapped
         self._proposed = None if proposed is None else np.array(proposed)
         self._last_k: Any = None
@@ -47,15 +49,21 @@ class StepTimer:
 
     # --- K ------------------------------------------------------------------------------
 
-    def choose_k(self, prompts: int) -> Any:
-        """K of the next step, beside which `prompts` prompts may run."""
+    def choose_k(self, num_prompts: Callable[[int], int] | None = None) -> Any:
+        """K of the next step. `num_prompts` says how many prompts it has room for beside so
+        many decoding tokens: a schedule that counts them asks with the tokens of the K that
+        decoding alone would have."""
         if self._controller is None:
             return self._constant
         roster = self.batch
         assert isinstance(roster, Roster)
         if roster.count == 0:
             return 0
-        return self._controller.choose(roster, roster.count + prompts, self._step_s)
+        k = self._controller.choose(roster, roster.count, self._step_s)
+        if num_prompts is None or not self._counts_prompts:
+            return k
+        scheduled = roster.count + num_prompts(roster.count * (int(k) + 1))
+        return self._controller.choose(roster, scheduled, self._step_s)
 
     def observe(self, k: Any) -> None:
         """Let a policy learn from the step that was run."""
@@ -152,14 +160,15 @@ class StepTimer:
         return seconds
 
     def _overlapped_seconds(self, k: int, count: int, target_s: float) -> float:
-        """PEARL: the next block is drafted while this one is verified, and is good where
-        the whole block is accepted. Sequences without a good block draft first; then
-        verification and the drafting of all next blocks run side by side."""
+        """PEARL: the next block is drafted while this one is verified. It starts with a
+        guess of the token that the target adds to an accepted block (one more pass), and is
+        good where block and guess are right. Sequences without a good block draft first;
+        then verification and the drafting of all next blocks run side by side."""
         assert isinstance(self.batch, Roster)
         context = self.batch.context_sum
         lacking = count - self.batch.num_ready
         before = self.cost.draft_s(k, lacking, context * lacking / count)
-        beside = self.cost.draft_s(k, count, context)
+        beside = self.cost.draft_s(k + 1, count, context)
         if lacking:  # what was drafted ahead for them during the last verification
             self.overlap_wasted_s += beside * lacking / count
         return before + max(0.0, beside - target_s)
