@@ -100,7 +100,7 @@ def test_a_bar_in_a_name_does_not_break_its_table(plant, tmp_path: Path) -> None
     command.main(["claims", "--write", str(tmp_path)])
     page = (tmp_path / "accuracy.md").read_text(encoding="utf-8")
     tables = [block.splitlines() for block in page.split("\n\n") if block.startswith("|")]
-    assert len(tables) == 4  # comparisons, devices, statistics, single rows
+    assert len(tables) == 5  # comparisons, missed bounds, devices, statistics, single rows
     for lines in tables:
         assert len({len(re.split(r"(?<!\\)\|", line)) for line in lines}) == 1, lines
 
