@@ -13,11 +13,13 @@ demo: $(VENV)/.core  ## the main job: one deployment, as a table and a figure
 	$(BIN)/specsim predict --plot out/demo.png
 	@echo "The figure is out/demo.png."
 
+# One process a core, each with one thread: the tests' models are too small for two.
+WORKERS := -n auto --maxprocesses 4
 test: $(VENV)/.dev  ## everything but the markers slow and cuda
-	$(BIN)/python -m pytest -m "not slow and not cuda"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not cuda" $(WORKERS) --dist loadfile
 
 test-slow: $(VENV)/.dev  ## what takes longer
-	$(BIN)/python -m pytest -m "slow and not cuda"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not cuda" $(WORKERS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
