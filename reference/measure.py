@@ -14,10 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from reference.cache import KVCache, make_batch
+from reference.cache import Batch, KVCache, make_batch
 from reference.decode import Decoder, StepResult
 from reference.draft.base import Drafter
+from reference.draft.eagle import EagleHead
 from reference.draft.ngram import NgramDrafter
 from reference.model import Model
 from reference.policy import fixed
@@ -242,6 +245,29 @@ def time_forward(
         model=name, batch=batch, new_tokens=new_tokens, context=context, seconds=middle,
         repeats=repeats, spread_s=high - low,
     )  # fmt: skip
+
+
+class HeadPass:
+    """An EAGLE head's pass called as a `Model`, to be timed: from the target's features of
+    every token to the draft's logits after it, over the reduced vocabulary.
+
+    The features are made up, since values do not change the time. Later passes of a draft
+    continue the head's own states, and do without the product that fuses features.
+    """
+
+    def __init__(self, head: EagleHead, target: Model) -> None:
+        self.head, self.embedding = head, target.embedding
+        self.new_cache = head.new_cache
+
+    def __call__(self, batch: Batch, cache: KVCache, *, num_layers: int | None = None) -> Tensor:
+        """(T, R) logits; `num_layers` is a model's, the head has one."""
+        config = self.head.config
+        width = len(config.feature_layers) * config.hidden_size
+        features = self.embedding.new_ones((len(batch.tokens), width))
+        embedding = F.embedding(batch.tokens, self.embedding)
+        state = self.head.fuse(features)
+        state = self.head(state, embedding, batch, cache.keys[0], cache.values[0])
+        return self.head.logits(state)
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:

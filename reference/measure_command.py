@@ -230,9 +230,11 @@ class Job:
 
     def forward(self) -> None:
         """Timed passes of the target and of each draft."""
+        from reference.draft.eagle import EagleDrafter
         from reference.draft.neural import DraftModelDrafter, EarlyExitDrafter
         from reference.graphs import GraphedModel
-        from reference.measure import time_forward
+        from reference.measure import HeadPass, time_forward
+        from reference.model import Model
 
         o, target = self.options, self.target
         models: list[tuple[str, Any, int | None]] = [(target.name, target.model, None)]
@@ -242,13 +244,16 @@ class Job:
                 models.append((method, target.model, drafter.num_layers))
             elif isinstance(drafter, DraftModelDrafter):
                 models.append((method, drafter.model, None))
+            elif isinstance(drafter, EagleDrafter):
+                models.append((method, HeadPass(drafter.head, target.model), None))
         pieces: list[Piece] = []
 
         def timed(settings: Any, layers: int | None) -> Iterable[Any]:
             return [time_forward(*settings, repeats=o.repeats, num_layers=layers)]
 
         for name, model, layers in models:
-            call = GraphedModel(model) if o.cuda_graphs else model
+            static = o.cuda_graphs and isinstance(model, Model)  # heads run eagerly
+            call = GraphedModel(model) if static else model
             for batch in self.grid["forward-batch"]:
                 cache = model.new_cache(batch, o.context)
                 for context in self.grid["forward-context"]:

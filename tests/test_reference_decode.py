@@ -41,7 +41,9 @@ def target():
 
 
 def request(name="r", prompt=(1, 2, 3, 1, 2), new=12, seed=0, **more):
-    return Request(name, list(prompt), new, SeededRandomness(seed, crc32(name.encode()) % 97), **more)
+    return Request(
+        name, list(prompt), new, SeededRandomness(seed, crc32(name.encode()) % 97), **more
+    )
 
 
 def autoregressive(target, prompt, new):

@@ -7,13 +7,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from test_reference_helpers import run, shorten_prompts, tiny_directory
+from test_reference_helpers import (
+    make_drafter,
+    run,
+    shorten_prompts,
+    tiny_directory,
+    varied_model,
+)
 
+from reference.cache import make_batch
 from reference.cli import main
+from reference.measure import HeadPass
 from specsim.records import ForwardRecord, StepRecord, read_all
 
 ROOT = Path(__file__).parent.parent
@@ -100,6 +109,29 @@ def test_forward_records(traces):
         (b, n, c) for b in (1, 2) for n in (1, 3) for c in (0, 20)
     }
     assert all(r.seconds > 0 and r.repeats == 3 and r.spread_s >= 0 for r in records)
+
+
+def test_a_heads_passes_are_timed_too(model, tmp_path):
+    out = tmp_path / "head.jsonl"
+    assert (
+        main(measure_arguments(model, out, "--methods", "eagle:random", "--what", "forward")) == 0
+    )
+    _, records = read_all(out.with_name("head.forward.jsonl"), ForwardRecord)
+    assert Counter(r.model for r in records)["eagle:random"] == len(records) / 2 == 8
+
+
+def test_the_timed_pass_of_a_head_is_the_drafters():
+    """Its logits at the last token are those of drafting from the same features."""
+    target = varied_model()
+    drafter = make_drafter("eagle", target)
+    head, tokens = drafter.head, [[3, 1, 2]]
+    drafter.bind(target, target.new_cache(1, 8), 1, 8)
+    drafter.observe(0, torch.ones(3, len(drafter.feature_layers) * target.config.hidden_size))
+    expected = drafter.forward(make_batch(tokens, drafter.cache), torch.tensor([2]), None)
+    cache = head.new_cache(1, 8)
+    found = HeadPass(head, target)(make_batch(tokens, cache), cache)
+    assert found.shape == (3, head.config.draft_vocab_size)
+    torch.testing.assert_close(found[2:], expected[:, head.token_ids])
 
 
 @pytest.mark.parametrize("cut", [0.2, 0.5, 0.9])

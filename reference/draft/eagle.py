@@ -103,6 +103,12 @@ class EagleHead(nn.Module):
         cos, sin = self.rope[batch.positions].unbind(1)
         return self.layer(self.combine(x), batch, keys, values, cos, sin)  # type: ignore[no-any-return]
 
+    def new_cache(self, rows: int, capacity: int) -> KVCache:
+        """An empty cache of the head's one layer."""
+        c, weight = self.config, self.norm.weight
+        shape = (1, rows, c.num_kv_heads, capacity, c.head_dim)
+        return KVCache(shape, weight.dtype, weight.device)
+
     def logits(self, state: Tensor) -> Tensor:
         """(…, d) → (…, R)."""
         return self.head(self.norm(state))  # type: ignore[no-any-return]
@@ -128,8 +134,7 @@ class EagleDrafter(NeuralDrafter):
                 "another vocabulary or model"
             )
         self.target = target
-        shape = (1, rows, ours.num_kv_heads, capacity, ours.head_dim)
-        self.cache = KVCache(shape, target.dtype, target.device)
+        self.cache = self.head.new_cache(rows, capacity)
         empty = torch.empty(0, len(self.feature_layers) * ours.hidden_size)
         self._empty = empty.to(target.embedding)
         # Features seen but not yet fed, and, during a step, the states of root and nodes.
