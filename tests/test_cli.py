@@ -30,6 +30,8 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any
     result: dict[str, Any] = json.loads(out, parse_constant=pytest.fail)
     assert result["specsim_version"] == ss.__version__
     assert result["schema_version"] == 1
+    for warning in result.get("warnings", []):  # on stderr too, whoever reads stdout
+        assert f"Warning [{warning['code']}]: {warning['message']}" in err
     return result
 
 

@@ -466,7 +466,9 @@ def test_progress_names_each_plan_and_the_time_left() -> None:
 
 def test_json_keys_of_the_interface(capsys) -> None:
     assert command_line(["plan", "--no-simulate", "--json", "--probe", "vllm"]) == 0
-    result = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert printed.err.count("Warning [") == len(result["warnings"]) > 0
     promised = {
         "schema_version", "specsim_version", "best", "alternatives", "baseline", "answers",
         "schedule", "probability_better_than_off", "sensitivity", "warnings",

@@ -74,6 +74,16 @@ def test_json_has_the_keys_of_the_interface(capsys: pytest.CaptureFixture[str]) 
     assert len(got["acceptance_histogram"]) == 5
 
 
+@pytest.mark.parametrize("more", [(), ("--replications", "2")])
+def test_warnings_go_to_stderr_beside_json(
+    capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
+) -> None:
+    arguments = (*SMALL, "--set", "draft.num_draft_tokens=auto", "--json", *more)
+    status, out, err = ask(capsys, str(CHAT), *arguments)
+    assert status == 0
+    assert err.count("Warning [") == len(json.loads(out)["warnings"]) > 0
+
+
 def test_table_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = ask(capsys, str(CHAT), *SMALL)
     assert status == 0

@@ -53,7 +53,7 @@ def command(
             "command": result.command,
             "warnings": [{"code": n.code, "message": n.message} for n in result.notes],
         })  # fmt: skip
-        return
-    print(result.command if whole else result.text)
+    else:
+        print(result.command if whole else result.text)
     for note in result.notes:
         warn(note.code, note.message)

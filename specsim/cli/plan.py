@@ -104,12 +104,12 @@ def command(
     write_outputs(decided, html, plot, save)
     if as_json:
         print_json(result)
-        return
-    print_plan(decided)
-    if points is not None:
-        print_probe(points)
-    if after is not None:
-        print_settled(after)
+    else:
+        print_plan(decided)
+        if points is not None:
+            print_probe(points)
+        if after is not None:
+            print_settled(after)
     for caveat in decided.warnings:
         warn(caveat.code, caveat.message)
 
@@ -263,8 +263,8 @@ def _does_not_fit(message: str, as_json: bool) -> None:
             "schedule": [], "probability_better_than_off": None, "sensitivity": [],
             "warnings": [{"code": "does-not-fit", "message": message}],
         })  # fmt: skip
-        return
-    print(f"No plan: {message}")
+    else:
+        print(f"No plan: {message}")
     warn("does-not-fit", message)
 
 

@@ -148,7 +148,7 @@ def command(
         print_csv(result["rows"])
     else:
         print_answer(described, result)
-    for caveat in [] if as_json else result["warnings"]:
+    for caveat in result["warnings"]:
         warn(caveat["code"], caveat["message"])
     if explain and prediction is not None and not as_json:
         print_explanation(prediction)

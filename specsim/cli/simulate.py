@@ -80,8 +80,8 @@ def command(
         print_json(summary)
     else:
         print_summary(summary)
-        for warning in summary["warnings"]:
-            warn(warning["code"], warning["message"])
+    for warning in summary["warnings"]:
+        warn(warning["code"], warning["message"])
     return EXIT_INTERRUPTED if summary.get("interrupted") else 0
 
 
@@ -103,8 +103,8 @@ def _replicated(
         print_json(summary)
     else:
         print_replications(summary)
-        for warning in summary["warnings"]:
-            warn(warning["code"], warning["message"])
+    for warning in summary["warnings"]:
+        warn(warning["code"], warning["message"])
     return EXIT_INTERRUPTED if done.interrupted else 0
 
 
