@@ -382,8 +382,10 @@ def test_ctrl_c_prints_what_is_finished(tmp_path: Path) -> None:
         "--set", "workload.output_tokens={distribution: constant, value: 20}",
     ]  # fmt: skip
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
-    )
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        # a suite that runs in the background is deaf to SIGINT, and so would this be
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     assert process.stderr is not None
     seen = process.stderr.read(len("\r[                    ] 256/1000000 requests"))
     assert re.match(r"\n\[ {20}\] \d+/1000000 requests", seen), seen  # \r, in text mode
