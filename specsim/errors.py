@@ -49,3 +49,7 @@ class MissingDataError(SpecsimError):
 
 class DoesNotFitError(SpecsimError):
     """The model does not fit in the memory of the GPUs that were asked for."""
+
+
+class RequestTooLongError(ScenarioError):
+    """A request alone needs more KV cache than there is."""

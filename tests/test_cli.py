@@ -223,6 +223,28 @@ class TestPredict:
         assert run(["predict", *clean, "--json"]) in (0, 2)
 
 
+class TestIgnoredOptions:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--verify-ratio", "1.2", *CASE], "--verify-ratio has no effect without --cost-ratio"),
+            (["--exit-layer", "3", *CASE], "--exit-layer has no effect without --method early"),
+            (["--cost-ratio", "0.1", "--batch", "4", "--gpu", "h100-sxm"],
+             "--gpu, --batch has no effect with --cost-ratio"),
+        ],
+    )  # fmt: skip
+    def test_is_said(
+        self, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    ) -> None:
+        found = answer(capsys, "predict", *arguments, "--alpha", "0.7", "--k", "4")["warnings"]
+        assert any(w["code"] == "ignored-option" and message in w["message"] for w in found)
+
+    def test_only_what_was_typed(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for more in (["--cost-ratio", "0.1", "--verify-ratio", "1.1"], CASE):
+            found = answer(capsys, "predict", *more, "--alpha", "0.7", "--k", "4")["warnings"]
+            assert all(w["code"] != "ignored-option" for w in found)
+
+
 class TestOtherCommands:
     @pytest.mark.parametrize("part", ["models", "gpus", "runtimes", "acceptance"])
     def test_catalogue(self, capsys: pytest.CaptureFixture[str], part: str) -> None:

@@ -121,7 +121,8 @@ def test_damaged_files(name: str, edits: list[tuple[str, object]]) -> None:
 
 
 FORMATS = ["vllm-log", "vllm-metrics", "vllm-bench", "vllm-requests", "sglang-log", "sglang-info",
-           "sglang-bench", "llamacpp-log", "inference-perf", "guidellm", "aiperf"]  # fmt: skip
+           "sglang-bench", "llamacpp-log", "llamacpp-timings", "inference-perf", "guidellm",
+           "aiperf"]  # fmt: skip
 
 
 @pytest.mark.parametrize("format_name", FORMATS)

@@ -344,6 +344,34 @@ def test_a_target_that_does_not_fit(capsys) -> None:
     assert len(result["answers"]) == 10
 
 
+def tight(**prompt_tokens: float) -> Scenario:
+    """A 70B model on two GPUs of 80 GB: room for some ten thousand tokens."""
+    return Scenario.from_dict({
+        "target": {"model": "llama-3.1-70b"},
+        "hardware": {"gpu": "h100-sxm", "tensor_parallel": 2},
+        "acceptance": {"alpha": 0.7},
+        "workload": {
+            "arrivals": {"process": "poisson", "rate_per_s": 0.5},
+            "prompt_tokens": {"distribution": "lognormal", **prompt_tokens},
+            "output_tokens": {"distribution": "constant", "value": 100},
+        },
+    })  # fmt: skip
+
+
+def test_plans_without_room_for_the_longest_request_are_left_out() -> None:
+    """The simulator refuses a request that its KV cache cannot hold; other plans can."""
+    decided = plan(tight(mean=1500, cv=2.0), num_requests=250)
+    warning = next(w for w in decided.warnings if w.code == "request-too-long")
+    assert re.search(r"on 2 x h100-sxm-80gb: request \d+: .* KV cache of", warning.message)
+    assert decided.baseline.simulated is not None
+    assert all(r.simulated is not None for r in decided.ranked)
+
+
+def test_no_plan_where_the_longest_request_fits_nowhere() -> None:
+    with pytest.raises(DoesNotFitError, match=r"request \d+: .* do not fit the KV cache"):
+        plan(tight(mean=1500, cv=4.0), num_requests=250)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -140,6 +140,7 @@ def command(
     if explain and (csv or as_json):
         raise ScenarioError("--explain prints a table: not with --csv or --json")
     result, prediction = answer(described)
+    result["warnings"] += ignored(given, described)
     if plot is not None:  # before anything is printed: an error must leave stdout empty
         _plot(plot, "" if prediction is None else _title(described), result, prediction)
     if as_json:
@@ -175,6 +176,25 @@ def build_scenario(given: dict[str, str], file: Path | None, assignments: list[s
     if scenario.cost.cost_ratio is None and file is None and "target" not in data:
         raise ScenarioError("--target: expected a model, or --cost-ratio without models")
     return scenario
+
+
+def ignored(given: dict[str, Any], scenario: Scenario) -> list[dict[str, str]]:
+    """A warning for options that were typed and change nothing here."""
+    lost: list[tuple[list[str], str]] = []
+    if scenario.cost.cost_ratio is None:
+        lost.append((["verify_ratio"], "without --cost-ratio"))
+    else:
+        sections = ("target", "hardware", "engine", "point")
+        about = [name for name, key in KEYS.items() if key.split(".")[0] in sections]
+        about += ["draft", "draft_tp", "draft_weights", "draft_kv_budget", "cost_source"]
+        lost.append((about, "with --cost-ratio, which is without models"))
+    if scenario.draft.effective_method != "early-exit":
+        lost.append((["exit_layer"], "without --method early-exit"))
+    return [
+        {"code": "ignored-option", "message": f"{', '.join(names)} has no effect {when}"}
+        for about, when in lost
+        if (names := [f"--{name.replace('_', '-')}" for name in about if name in given])
+    ]
 
 
 def _inputs(scenario: Scenario) -> dict[str, Any]:

@@ -22,6 +22,7 @@ FLOOR_SHARE = 0.4
 def cautions(facts: Facts) -> Iterator[Caveat]:
     """Every warning, the graver ones first."""
     yield from _demand(facts)
+    yield from _too_small(facts)
     yield from _floor(facts)
     spec = facts.spec
     if spec is None or spec.option is None:
@@ -101,6 +102,16 @@ def _demand(facts: Facts) -> Iterator[Caveat]:
             message=f"{best.total_gpus} × {best.deployment.gpu.name} carry {carried:.3g} of "
             f"{problem.rate_per_s:g} requests/s within the SLO; {needed} would, or a rate of at "
             f"most {carried:.3g}",
+        )
+
+
+def _too_small(facts: Facts) -> Iterator[Caveat]:
+    left_out = facts.found.too_small
+    if left_out:
+        yield Caveat(
+            code="request-too-long",
+            message="left out, since the KV cache cannot hold the longest request: "
+            + "; ".join(left_out),
         )
 
 

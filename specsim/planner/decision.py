@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +19,13 @@ from specsim.planner.problem import BUILT_IN, DEFAULT_ATTAINED, Problem, make_pr
 from specsim.planner.search import (
     Found,
     front,
+    front_that_serves,
     objective_name,
     rank,
     search,
     with_own_policies,
 )
-from specsim.planner.simulated import NUM_REQUESTS, Simulated, simulated
+from specsim.planner.simulated import NUM_REQUESTS, Simulated, refusal, simulated
 from specsim.planner.uncertainty import (
     Bar,
     interval,
@@ -224,7 +225,8 @@ def plan(
         A `Plan`: `.best` (a Scenario), `.table`, `.answers`, `.plot()`, `.to_html()`.
 
     Raises:
-        DoesNotFitError: if the target does not fit on the GPUs.
+        DoesNotFitError: if the target does not fit on the GPUs, or not with the longest
+            simulated request.
         SpecsimError: for names and limits that are not valid.
 
     Example:
@@ -245,9 +247,11 @@ def plan(
                            budget_usd_per_h=budget_usd_per_h, attained=attained)  # fmt: skip
     say("closed form over drafts, K, batch limits and parallel degrees")
     found = search(problem)
-    plans = front(found)
     if simulate:
+        found, plans = front_that_serves(found, partial(refusal, problem))
         plans = with_own_policies(plans)
+    else:
+        plans = front(found)
     replays: dict[int, Simulated] = {}
     if simulate:
         start = time.perf_counter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,8 @@ class Found:
     candidates: tuple[Candidate, ...]
     baseline: Candidate
     skipped: tuple[str, ...]
+    #: What was left out since a request of the sample is longer than its KV cache, and why.
+    too_small: tuple[str, ...] = ()
 
     @property
     def best(self) -> Candidate:
@@ -323,6 +325,32 @@ def with_own_policies(plans: list[Candidate]) -> list[Candidate]:
         for kind in kinds
     ]
     return [*plans[:-1], *own, plans[-1]]
+
+
+def front_that_serves(
+    found: Found, refusal: Callable[[Candidate], str | None]
+) -> tuple[Found, list[Candidate]]:
+    """The front of those that can serve every request, and what was found without the others
+    of the first fronts. `refusal` says why a candidate cannot, or None.
+
+    Raises:
+        DoesNotFitError: if nothing without speculation can; says what is too long.
+    """
+    while True:
+        plans = front(found)
+        refused = {id(c): (c, why) for c in plans if (why := refusal(c)) is not None}
+        if not refused:
+            return found, plans
+        kept = tuple(c for c in found.candidates if id(c) not in refused)
+        baselines = [c for c in kept if not c.speculates and c.option is None]
+        if not baselines:
+            raise DoesNotFitError(next(why for c, why in refused.values() if c.option is None))
+        names = [f"{c.label} on {c.num_gpus} x {c.deployment.gpu.name}: {why}"
+                 for c, why in refused.values()]  # fmt: skip
+        found = dataclasses.replace(
+            found, candidates=kept, baseline=min(baselines, key=rank),
+            too_small=tuple(dict.fromkeys([*found.too_small, *names])),
+        )  # fmt: skip
 
 
 def _dominates(a: Candidate, b: Candidate) -> bool:

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from specsim.errors import DoesNotFitError, RequestTooLongError
 from specsim.metrics import meets
 from specsim.planner.candidate import Candidate, scenario_of
 from specsim.planner.problem import Problem
 from specsim.planner.service import steps_per_request
 from specsim.scenario.document import Scenario
+from specsim.simulator.cluster import check_feasible
 from specsim.simulator.result import Result
-from specsim.simulator.run import simulate
+from specsim.simulator.run import make_setup, simulate
 
 #: Requests of one run: enough for a share of 90 % to be known within about 2 %.
 NUM_REQUESTS = 800
@@ -85,6 +87,15 @@ def simulated(problem: Problem, found: Candidate, num_requests: int = NUM_REQUES
                 break
             rate = float(np.sqrt(low * high))
     return _edge(problem, demand, good, bad, runs)
+
+
+def refusal(problem: Problem, found: Candidate) -> str | None:
+    """Why a candidate cannot serve some request of the scenario; None if it can."""
+    try:
+        check_feasible(make_setup(scenario_of(problem, found))[0])
+    except (RequestTooLongError, DoesNotFitError) as error:
+        return str(error)
+    return None
 
 
 def affordable(problem: Problem, found: Candidate, num_requests: int) -> int:

@@ -8,7 +8,7 @@ from typing import cast
 import simpy
 
 from specsim.deployment import Deployment
-from specsim.errors import ScenarioError
+from specsim.errors import RequestTooLongError, ScenarioError
 from specsim.simulator import router as routing
 from specsim.simulator.batching import blocks_for
 from specsim.simulator.ledger import Ledger
@@ -199,7 +199,8 @@ def check_feasible(setup: Setup) -> None:
     """Every request can be served alone.
 
     Raises:
-        ScenarioError: naming the request and the limit that it breaks.
+        ScenarioError: naming the request and the limit that it breaks;
+            `RequestTooLongError` where that is the KV cache.
     """
     limits, requests, k = setup.limits, setup.requests, setup.policy.largest
     if not len(requests):
@@ -214,7 +215,7 @@ def check_feasible(setup: Setup) -> None:
     needed = blocks_for(int(whole[worst]) + k, limits.block_size)
     if needed > limits.num_blocks:
         room = limits.num_blocks * limits.block_size
-        raise ScenarioError(
+        raise RequestTooLongError(
             f"request {worst}: {requests.prompt_tokens[worst]} prompt and "
             f"{requests.output_tokens[worst]} output tokens do not fit the KV cache of "
             f"{room} tokens; shorten it (maximum), or use more GPUs or smaller weights"
