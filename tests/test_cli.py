@@ -223,6 +223,31 @@ class TestPredict:
         assert run(["predict", *clean, "--json"]) in (0, 2)
 
 
+class TestNamesInFiles:
+    @pytest.mark.parametrize("command", [
+        ["predict", "--scenario"], ["simulate"], ["plan"], ["export", "--engine", "vllm"],
+    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        ("text", "key"),
+        [
+            ("target: {model: llama-3.1-7b}", "target.model = 'llama-3.1-7b'"),
+            ("{target: {model: llama-3.1-8b}, draft: {model: lama}}", "draft.model = 'lama'"),
+            ("{target: {model: llama-3.1-8b}, hardware: {gpu: h1000}}", "hardware.gpu = 'h1000'"),
+        ],
+    )
+    def test_error_names_file_and_key(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, command: list[str], text: str,
+        key: str,
+    ) -> None:  # fmt: skip
+        if command[0] == "export" and key.startswith("hardware"):
+            return  # flags do not depend on the GPU
+        file = tmp_path / "service.yaml"
+        file.write_text(text)
+        status, out, err = call(capsys, *command, str(file))
+        assert (status, out) == (2, "")
+        assert err.startswith(f"Error: {file}: {key}: unknown")
+
+
 class TestIgnoredOptions:
     @pytest.mark.parametrize(
         ("arguments", "message"),

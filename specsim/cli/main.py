@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 # pydantic scans all installed packages for plugins when it starts; nobody uses them here
@@ -31,6 +33,23 @@ COMMANDS = {
 }
 
 
+def _naming_its_file(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command, whose errors about its scenario begin with the scenario's file: what is
+    wrong with a name or a combination shows only once the file is read."""
+
+    @functools.wraps(command)
+    def named(**options: Any) -> Any:
+        try:
+            return command(**options)
+        except SpecsimError as problem:
+            file, message = options.get("scenario"), str(problem)
+            if file is not None and str(file) not in message and not message.startswith("--"):
+                problem.args = (f"{file}: {message}",)
+            raise
+
+    return named
+
+
 class _LazyGroup(TyperGroup):
     """Imports a command's module when the command is run, not when another one is."""
 
@@ -44,7 +63,7 @@ class _LazyGroup(TyperGroup):
         single = typer.Typer(
             rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False
         )
-        single.command(name=cmd_name, help=module.__doc__)(module.command)
+        single.command(name=cmd_name, help=module.__doc__)(_naming_its_file(module.command))
         return typer.main.get_command(single)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

@@ -12,7 +12,7 @@ from specsim.catalogue.loader import aliases
 from specsim.errors import ScenarioError
 from specsim.interop.common import Note
 from specsim.scenario.document import Scenario, read_yaml
-from specsim.scenario.resolve import resolve_acceptance
+from specsim.scenario.resolve import named, resolve_acceptance
 
 _HUGGING_FACE = re.compile(r"huggingface\.co/([\w.-]+/[\w.-]+)")
 
@@ -110,7 +110,7 @@ def _method(scenario: Scenario) -> str:
     draft = scenario.draft
     if draft.method is not None or draft.model is None:
         return draft.effective_method
-    head = catalogue.model(draft.model).head_of
+    head = named("draft.model", catalogue.model, draft.model).head_of
     if head is None:
         return "draft-model"
     return head if head in ("eagle", "eagle3", "medusa", "mtp") else "block"
@@ -147,7 +147,7 @@ def _name(name: str, role: str, notes: list[Note]) -> str:
     """The repository that an engine downloads, from the catalogue's source of the model."""
     if Path(name).suffix == ".json" or "/" in name:
         return str(Path(name).parent) if name.endswith("config.json") else name
-    spec = catalogue.model(name)
+    spec = named(f"{role}.model", catalogue.model, name)
     found = _HUGGING_FACE.search(spec.source)
     if found is None and (known := [a for a in aliases(spec.name, kind="models") if "/" in a]):
         return known[0]

@@ -19,7 +19,7 @@ from specsim.errors import ScenarioError, UnknownNameError
 from specsim.planner.draft_size import Z95, size_model, size_ratio
 from specsim.planner.problem import DEFAULT_DRAFT_TOKENS, Problem
 from specsim.scenario.document import Scenario
-from specsim.scenario.resolve import class_law, law_of_preset, resolve_acceptance
+from specsim.scenario.resolve import class_law, law_of_preset, named, resolve_acceptance
 from specsim.scenario.sections import AcceptanceKeys, DraftKeys
 
 #: K at which a law is reduced to one α, to carry it over to another draft.
@@ -86,7 +86,7 @@ def draft_options(problem: Problem) -> list[DraftOption]:
         ScenarioError: if a wanted draft does not go with the target.
     """
     scenario = problem.scenario
-    target = catalogue.model(scenario.target.model)
+    target = named("target.model", catalogue.model, scenario.target.model)
     given = given_acceptance(problem, target)
     found: dict[str, DraftOption] = {}
     own = _own(problem, given)
@@ -129,7 +129,7 @@ def given_acceptance(problem: Problem, target: ModelSpec) -> Given:
     ratio: float | None = UNNAMED_DRAFT_RATIO
     keys = scenario.draft
     if keys.model is not None:
-        spec = catalogue.model(keys.model)
+        spec = named("draft.model", catalogue.model, keys.model)
         ratio = None if spec.head_of else size_ratio(target, spec)
     elif keys.effective_method not in ("none", "draft-model"):
         ratio = None
@@ -211,7 +211,7 @@ def _candidates(problem: Problem, target: ModelSpec, given: Given) -> Iterator[D
     figures = {n: _head(given, n, "eagle3") for n in names}
     source = "published EAGLE-3 heads of other targets, moved by how hard each class is"
     yield _option("eagle3", keys, names, figures, source)
-    engine = catalogue.runtime(problem.scenario.engine.runtime).engine
+    engine = named("engine.runtime", catalogue.runtime, problem.scenario.engine.runtime).engine
     if engine in TREE_ENGINES:
         if given.anything and given.method == "eagle3":  # the same head in a tree
             figures = {n: _alpha(given.alphas[n], given.errors[n]) for n in names}

@@ -15,6 +15,7 @@ from specsim import catalogue
 from specsim.errors import ScenarioError
 from specsim.metrics import Objective
 from specsim.scenario.document import Scenario
+from specsim.scenario.resolve import named
 from specsim.simulator.run import objectives, requests_of
 from specsim.workload.traces import read_trace
 
@@ -154,7 +155,7 @@ def make_problem(
     if not 0 < attained < 1:
         raise ScenarioError(f"attained = {attained}: expected a share between 0 and 1")
     names = tuple(gpus) if gpus else (scenario.hardware.gpu,)
-    specs = [catalogue.gpu(name) for name in names]
+    specs = [named("gpus" if gpus else "hardware.gpu", catalogue.gpu, name) for name in names]
     if max_gpus is not None and max_gpus < 1:
         raise ScenarioError(f"max_gpus = {max_gpus}: expected at least 1 GPU")
     if budget_usd_per_h is not None:

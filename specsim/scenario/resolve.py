@@ -77,7 +77,7 @@ def resolve_deployment(scenario: Scenario) -> Deployment:
         ScenarioError: for parts that do not go together.
     """
     hardware, engine = scenario.hardware, scenario.engine
-    target_spec = _named("target.model", catalogue.model, scenario.target.model)
+    target_spec = named("target.model", catalogue.model, scenario.target.model)
     skew, overlap = scenario.cost.routing.skew, scenario.cost.routing.overlap
     routing = Routing(
         skew=TYPICAL.skew if skew is None else skew,
@@ -94,9 +94,9 @@ def resolve_deployment(scenario: Scenario) -> Deployment:
     return Deployment(
         target=target,
         draft=_resolve_draft(scenario.draft, target),
-        gpu=_named("hardware.gpu", catalogue.gpu, hardware.gpu),
+        gpu=named("hardware.gpu", catalogue.gpu, hardware.gpu),
         runtime=calibrated_runtime(
-            scenario, _named("engine.runtime", catalogue.runtime, engine.runtime)
+            scenario, named("engine.runtime", catalogue.runtime, engine.runtime)
         ),
         gpu_memory_utilization=engine.gpu_memory_utilization,
         max_num_seqs=engine.max_num_seqs,
@@ -105,7 +105,7 @@ def resolve_deployment(scenario: Scenario) -> Deployment:
     )
 
 
-def _named(key: str, look_up: Callable[[str], Found], name: str) -> Found:
+def named(key: str, look_up: Callable[[str], Found], name: str) -> Found:
     """A row of the catalogue; an unknown name's error says which key has it."""
     try:
         return look_up(name)
@@ -116,7 +116,7 @@ def _named(key: str, look_up: Callable[[str], Found], name: str) -> Found:
 
 def _resolve_draft(keys: DraftKeys, target: PlacedModel) -> Draft:
     """See `make_draft`; the scenario's names looked up."""
-    model = None if keys.model is None else _named("draft.model", catalogue.model, keys.model)
+    model = None if keys.model is None else named("draft.model", catalogue.model, keys.model)
     tree = None if keys.tree is None else Tree(**keys.tree.model_dump())
     try:
         return make_draft(
@@ -157,7 +157,7 @@ def class_law(keys: AcceptanceKeys, draft: DraftKeys, name: str) -> tuple[Law, s
 def _law(kind: str, keys: AcceptanceKeys, draft: DraftKeys) -> tuple[Law, str]:
     value: Any = getattr(keys, kind)
     if kind == "preset":
-        preset = _named("acceptance.preset", catalogue.acceptance_preset, value)
+        preset = named("acceptance.preset", catalogue.acceptance_preset, value)
         return _in_tree(law_of_preset(preset), draft), f"preset {preset.name}: {preset.source}"
     if kind == "trace":
         from specsim.acceptance.empirical import load_runs
