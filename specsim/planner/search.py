@@ -39,6 +39,8 @@ TENSOR_PARALLEL = (1, 2, 4, 8)
 #: Share of a replica's closed-form capacity that is counted on: the simulator finds 5 to
 #: 20 % less (queues and bursts).
 MARGIN = 0.8
+#: Dtypes of weights that are smaller than a scenario's.
+SMALLER_WEIGHTS = {"bf16": "fp8, int4", "fp8": "int4", "int8": "int4"}
 #: Plans that are handed to the simulator.
 MAX_FRONT = 6
 
@@ -383,8 +385,9 @@ def _does_not_fit(problem: Problem) -> str:
         f"{needed} × {name} would hold it" if needed
         else "no parallel degree up to 32 holds it on this GPU"
     )  # fmt: skip
+    smaller = SMALLER_WEIGHTS.get(scenario.target.weights)
+    hint = "" if smaller is None else f", or use smaller weights (target.weights: {smaller})"
     return (
         f"{target.name} in {scenario.target.weights} with one sequence of "
-        f"{problem.mean_length:.0f} tokens does not fit on {allowed} {name}; {would}, or use "
-        "smaller weights (target.weights: fp8, int4)"
+        f"{problem.mean_length:.0f} tokens does not fit on {allowed} {name}; {would}{hint}"
     )
