@@ -243,7 +243,7 @@ def time_forward(
     low, middle, high = quartiles(seconds)
     return ForwardRecord(
         model=name, batch=batch, new_tokens=new_tokens, context=context, seconds=middle,
-        repeats=repeats, spread_s=high - low,
+        repeats=repeats, spread=high - low,
     )  # fmt: skip
 
 

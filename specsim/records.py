@@ -83,7 +83,7 @@ class StepRecord:
 class ForwardRecord:
     """Time of one forward pass T(batch, new_tokens, context): median over `repeats`.
 
-    `spread_s` is the interquartile range over the repeats.
+    `spread` is the interquartile range over the repeats, in seconds.
     """
 
     SCHEMA: ClassVar[str] = "forward"
@@ -93,7 +93,7 @@ class ForwardRecord:
     context: int
     seconds: float
     repeats: int
-    spread_s: float
+    spread: float
 
     def __post_init__(self) -> None:
         _require(self.batch >= 1, f"batch={self.batch} < 1")

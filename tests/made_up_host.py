@@ -47,7 +47,7 @@ def _forward() -> tuple[ForwardRecord, ...]:
     points += [(EARLY_EXIT, b, 1, c) for b in (1, 4) for c in (0, 400)]
     return tuple(
         ForwardRecord(
-            model=model, batch=batch, new_tokens=new, context=context, repeats=5, spread_s=1e-4,
+            model=model, batch=batch, new_tokens=new, context=context, repeats=5, spread=1e-4,
             seconds=passes_s(batch, new, context) * (0.5 if model == EARLY_EXIT else 1.0),
         )
         for model, batch, new, context in points

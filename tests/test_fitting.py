@@ -36,7 +36,8 @@ from specsim.fitting.sequences import (
     tallies_of,
 )
 from specsim.interop.common import Tally
-from specsim.records import ForwardRecord, Header, StepRecord, write_records
+from specsim.interop.detect import recognise
+from specsim.records import ForwardRecord, Header, StepRecord, read_records, write_records
 from specsim.scenario.resolve import law_of_keys
 from specsim.scenario.sections import DraftKeys
 
@@ -337,6 +338,28 @@ def test_the_end_of_requests_does_not_shorten_the_length(recorded: str) -> None:
     )
 
 
+PROMISED = {
+    "step": '{"request": "a", "step": 0, "position": 1, "batch": 1, "context": 51, '
+    '"num_draft_tokens": 4, "num_drafted": 4, "num_accepted": 2, "draft_s": 0.004, '
+    '"verify_s": 0.01, "sample_s": 0.001, "host_s": 0.001, "overlap": [0.7, 0.7, 0.7, 0.7]}',
+    "forward": '{"model": "m", "batch": 1, "new_tokens": 1, "context": 64, "seconds": 0.013, '
+    '"repeats": 5, "spread": 0.0001}',
+    "request": '{"request": "a", "arrival_s": 0.0, "prompt_tokens": 10, "output_tokens": 3, '
+    '"chunk_times_s": [0.5, 0.6], "chunk_tokens": [1, 2]}',
+}
+
+
+@pytest.mark.parametrize("schema", PROMISED)
+def test_records_of_just_the_documented_keys_are_recognised(schema: str, tmp_path: Path) -> None:
+    """A file that somebody else writes has no `version` and none of our optional keys."""
+    header = {"schema": schema, "device": "gpu", "dtype": "bf16", "versions": {}, "threads": 1,
+              "seed": 0}  # fmt: skip
+    path = tmp_path / "theirs.jsonl"
+    path.write_text(f"{json.dumps(header)}\n{PROMISED[schema]}\n")
+    assert recognise(path) == "records"
+    assert len(list(read_records(path)[1])) == 1
+
+
 # --- records and costs -----------------------------------------------------------------
 
 
@@ -413,7 +436,7 @@ def test_linear_constants_are_recovered_with_their_errors() -> None:
                         context=c,
                         seconds=seconds,
                         repeats=10,
-                        spread_s=0.01 * exact,
+                        spread=0.01 * exact,
                     )
                 )
     constants = constants_of_rows(rows_of_records(records))["m"]

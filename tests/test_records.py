@@ -27,7 +27,7 @@ STEP = StepRecord(
     num_accepted=2, draft_s=0.01, verify_s=0.02, sample_s=0.001, host_s=0.0, overlap=(0.9, 0.8),
 )  # fmt: skip
 FORWARD = ForwardRecord(
-    model="m", batch=1, new_tokens=4, context=10, seconds=0.03, repeats=5, spread_s=0.001
+    model="m", batch=1, new_tokens=4, context=10, seconds=0.03, repeats=5, spread=0.001
 )
 REQUEST = RequestRecord(
     request="a", arrival_s=0.0, prompt_tokens=7, output_tokens=5, chunk_times_s=(0.1, 0.2),

@@ -108,7 +108,7 @@ def test_forward_records(traces):
     assert {(r.batch, r.new_tokens, r.context) for r in records} == {
         (b, n, c) for b in (1, 2) for n in (1, 3) for c in (0, 20)
     }
-    assert all(r.seconds > 0 and r.repeats == 3 and r.spread_s >= 0 for r in records)
+    assert all(r.seconds > 0 and r.repeats == 3 and r.spread >= 0 for r in records)
 
 
 def test_a_heads_passes_are_timed_too(model, tmp_path):
@@ -147,7 +147,7 @@ def test_resume_after_any_cut(model, traces, tmp_path, name, cut):
 
     def identity(path):
         lines = [json.loads(line) for line in path.read_text().splitlines()[1:]]
-        timed = ("draft_s", "verify_s", "sample_s", "host_s", "seconds", "spread_s")
+        timed = ("draft_s", "verify_s", "sample_s", "host_s", "seconds", "spread")
         return [{k: v for k, v in line.items() if k not in timed} for line in lines]
 
     for file in whole:

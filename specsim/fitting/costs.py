@@ -26,7 +26,7 @@ def rows_of_records(records: Iterable[ForwardRecord]) -> tuple[ForwardTimeRow, .
     for (model, batch, new_tokens, context), found in groups.items():
         weights = np.array([max(r.repeats, 1) for r in found], dtype=float)
         seconds = float(np.average([r.seconds for r in found], weights=weights))
-        spread = float(np.average([r.spread_s for r in found], weights=weights)) / IQR
+        spread = float(np.average([r.spread for r in found], weights=weights)) / IQR
         rows.append(
             ForwardTimeRow(
                 model=model,

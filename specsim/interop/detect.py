@@ -147,7 +147,7 @@ def of_value(value: Any) -> str | None:
     if not isinstance(value, Mapping):
         return None
     keys = set(value)
-    if "schema" in keys and "version" in keys:
+    if "schema" in keys and keys & {"version", "device", "dtype"}:
         return RECORDS
     if "accepted_runs" in keys or any(
         k.startswith("acc_") and isinstance(v, list) for k, v in value.items()
