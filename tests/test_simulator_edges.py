@@ -15,6 +15,7 @@ from simulator_setups import PER_TOKEN, SINGLE_SERVER, deployment, length, run, 
 from specsim.acceptance import Iid
 from specsim.metrics import Objective
 from specsim.simulator.cluster import Cluster, kv_bytes_per_token
+from specsim.simulator.prompts import Prompts
 from specsim.simulator.request import Request
 from specsim.simulator.result import Result
 from specsim.simulator.roster import Roster
@@ -150,9 +151,14 @@ def test_a_schedule_counts_only_prompts_that_are_scheduled() -> None:
     assert replica.timer.drafted == 4 * replica.batch.steps
 
 
-def test_a_schedule_counts_every_prompt_of_the_step() -> None:
-    """One sequence decodes when three prompts arrive: a batch of four has K = 0."""
-    policy = Policy(kind="batch-schedule", num_draft_tokens=4, schedule=((1, 2, 4), (3, 99, 0)))
+@pytest.mark.parametrize(("count_prefills", "drafting"), [(True, 28), (False, 29)])
+def test_a_schedule_counts_every_prompt_of_the_step(count_prefills: bool, drafting: int) -> None:
+    """One sequence decodes when three prompts arrive: a batch of four has K = 0; unless
+    prompts are not counted."""
+    policy = Policy(
+        kind="batch-schedule", num_draft_tokens=4, schedule=((1, 2, 4), (3, 99, 0)),
+        count_prefills=count_prefills,
+    )  # fmt: skip
     limits = Limits(max_num_seqs=8, max_tokens=512, num_blocks=4000)
     base = given(
         [0.0, 0.05, 0.05, 0.05], [10] * 4, [30, 1, 1, 1], limits=limits, k=4, policy=policy,
@@ -160,7 +166,40 @@ def test_a_schedule_counts_every_prompt_of_the_step() -> None:
     )  # fmt: skip
     replica = run(base).replicas[0]
     # of the 29 steps of the first, one has the three prompts beside it
-    assert replica.timer.drafted == 4 * 28
+    assert replica.timer.drafted == 4 * drafting
+
+
+@pytest.mark.parametrize("chunked_prefill", [True, False])
+def test_counting_prompts_agrees_with_filling_the_step(
+    monkeypatch: pytest.MonkeyPatch, chunked_prefill: bool
+) -> None:
+    """What a schedule is told before the step is what the step then holds, whether seats,
+    tokens or blocks are what is short."""
+    fill, found = Prompts.fill, []
+
+    def checked(self: Prompts, budget: int, decoding: int, *, admit: bool = True) -> Any:
+        counted = self.count(budget, decoding, self.pool.free)
+        filled = fill(self, budget, decoding, admit=admit)
+        if admit:
+            assert counted == (0 if filled is None else len(filled[0]))
+            found.append(counted)
+        return filled
+
+    monkeypatch.setattr(Prompts, "fill", checked)
+    rng = np.random.default_rng(0)
+    count = 200
+    limits = Limits(
+        max_num_seqs=6, max_tokens=300, num_blocks=60, block_size=16,
+        chunked_prefill=chunked_prefill,
+    )  # fmt: skip
+    cluster = run(
+        given(
+            list(np.cumsum(rng.exponential(0.05, count))), list(rng.integers(1, 250, count)),
+            list(rng.integers(1, 60, count)), limits=limits,
+        )
+    )  # fmt: skip
+    assert cluster.ledger.completed == count
+    assert {0, 1, 2, 3} <= set(found)
 
 
 def test_a_block_drafted_ahead_needs_the_right_guess() -> None:

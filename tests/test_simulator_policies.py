@@ -9,11 +9,9 @@ from hypothesis import strategies as st
 from simulator_setups import deployment, length, run, setup, timings
 
 from specsim.acceptance import Iid
-from specsim.simulator.roster import Roster
 from specsim.simulator.run import simulate
 from specsim.simulator.setup import Limits
 from specsim.simulator.speculation import (
-    Controller,
     Policy,
     adapted_k,
     clamped_k,
@@ -90,21 +88,6 @@ def test_scheduled_zero_is_not_off() -> None:
     assert kept * 0.5 < per_step < kept * 1.5
     assert cluster.ledger.finish_s.max() > off.ledger.finish_s.max()
     assert cluster.replicas[0].batch._lookahead == 5  # type: ignore[union-attr]
-
-
-def test_schedule_counts_prompts_if_asked() -> None:
-    """A step with one decoding sequence and one prompt is a batch of two, or of one."""
-    seen: dict[bool, list[int]] = {True: [], False: []}
-    for count_prefills, ks in seen.items():
-        policy = Policy(
-            kind="batch-schedule", num_draft_tokens=4, schedule=((1, 1, 4), (2, 99, 1)),
-            count_prefills=count_prefills,
-        )  # fmt: skip
-        roster = Roster(5, 16, 0.7)
-        controller = Controller(policy, 512)
-        roster.count = 1
-        ks.append(int(controller.choose(roster, 2, lambda k: 1.0)))  # type: ignore[arg-type]
-    assert seen == {True: [1], False: [4]}
 
 
 def test_switching_graphs_is_paid() -> None:

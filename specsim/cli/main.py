@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 # pydantic scans all installed packages for plugins when it starts; nobody uses them here
@@ -33,9 +34,16 @@ COMMANDS = {
 }
 
 
+def sections() -> Collection[str]:
+    """The first words of scenario keys."""
+    from specsim.scenario.document import Scenario
+
+    return Scenario.model_fields
+
+
 def _naming_its_file(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command, whose errors about its scenario begin with the scenario's file: what is
-    wrong with a name or a combination shows only once the file is read."""
+    """The command, whose errors about keys of its scenario begin with the scenario's file:
+    what is wrong with a name or a combination shows only once the file is read."""
 
     @functools.wraps(command)
     def named(**options: Any) -> Any:
@@ -43,7 +51,7 @@ def _naming_its_file(command: Callable[..., Any]) -> Callable[..., Any]:
             return command(**options)
         except SpecsimError as problem:
             file, message = options.get("scenario"), str(problem)
-            if file is not None and str(file) not in message and not message.startswith("--"):
+            if file is not None and re.split(r"\W", message, maxsplit=1)[0] in sections():
                 problem.args = (f"{file}: {message}",)
             raise
 

@@ -54,6 +54,12 @@ KEYS = {
 
 ACCEPTANCE_KEYS = {f"acceptance.{source}" for source in ACCEPTANCE_SOURCES}
 
+#: Options about models and where they run.
+OF_MODELS = (
+    "target", "weights", "kv", "gpu", "tp", "draft", "draft_tp", "draft_weights",
+    "draft_kv_budget", "exit_layer", "runtime", "cost_source", "batch", "context",
+)  # fmt: skip
+
 #: The deployment of `specsim predict` without options: it fits, and it is what people ask.
 EXAMPLE: dict[str, dict[str, Any]] = {
     "target": {"model": "llama-3.1-70b"},
@@ -180,20 +186,17 @@ def build_scenario(given: dict[str, str], file: Path | None, assignments: list[s
 
 def ignored(given: dict[str, Any], scenario: Scenario) -> list[dict[str, str]]:
     """A warning for options that were typed and change nothing here."""
-    lost: list[tuple[list[str], str]] = []
-    if scenario.cost.cost_ratio is None:
-        lost.append((["verify_ratio"], "without --cost-ratio"))
-    else:
-        sections = ("target", "hardware", "engine", "point")
-        about = [name for name, key in KEYS.items() if key.split(".")[0] in sections]
-        about += ["draft", "draft_tp", "draft_weights", "draft_kv_budget", "cost_source"]
-        lost.append((about, "with --cost-ratio, which is without models"))
+    useless = {}
     if scenario.draft.effective_method != "early-exit":
-        lost.append((["exit_layer"], "without --method early-exit"))
+        useless["exit_layer"] = "without --method early-exit"
+    if scenario.cost.cost_ratio is None:
+        useless["verify_ratio"] = "without --cost-ratio"
+    else:
+        useless |= dict.fromkeys(OF_MODELS, "with --cost-ratio, which is without models")
     return [
-        {"code": "ignored-option", "message": f"{', '.join(names)} has no effect {when}"}
-        for about, when in lost
-        if (names := [f"--{name.replace('_', '-')}" for name in about if name in given])
+        {"code": "ignored-option", "message": f"--{name.replace('_', '-')} has no effect {when}"}
+        for name, when in useless.items()
+        if name in given
     ]
 
 

@@ -112,7 +112,8 @@ def prefill_seconds(deployment: Deployment, source: CostSource, prompt_tokens: A
     work = Work.prefill(1, prompt_tokens)
     seconds = source.work_time(deployment.target, work).seconds
     draft = deployment.draft
-    if draft.model is not None and draft.method not in ("early-exit", "medusa"):
+    if draft.reads_prompts:
+        assert draft.model is not None
         seconds = seconds + source.work_time(draft.model, work).seconds
     runtime = deployment.runtime
     extra = runtime.prompt_token_s.value * np.asarray(prompt_tokens, dtype=float)

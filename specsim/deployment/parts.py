@@ -168,6 +168,12 @@ class Draft:
         if self.kv_budget is not None and self.kv_budget < 1:
             raise ValueError(f"draft kv_budget={self.kv_budget} < 1")
 
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether the drafter computes prompts, and so has a KV cache of its own: layers of
+        the target and Medusa's heads have none."""
+        return self.model is not None and self.method not in ("early-exit", "medusa")
+
 
 NO_DRAFT = Draft(method="none")
 

@@ -51,7 +51,6 @@ class Found:
 
     candidates: tuple[Candidate, ...]
     baseline: Candidate
-    skipped: tuple[str, ...]
     #: What was left out since a request of the sample is longer than its KV cache, and why.
     too_small: tuple[str, ...] = ()
 
@@ -70,7 +69,6 @@ def search(problem: Problem) -> Found:
     """
     options: list[DraftOption | None] = [None, *draft_options(problem)]
     candidates: list[Candidate] = []
-    skipped: list[str] = []
     fits_anywhere = False
     for base in placements(problem):
         for option in options:
@@ -78,9 +76,8 @@ def search(problem: Problem) -> Found:
                 try:
                     scenario = placed_scenario(base, option, degree)
                     deployment = resolve_deployment(scenario)
-                except ScenarioError as error:
-                    skipped.append(f"{option.label if option else 'none'}: {error}")
-                    continue
+                except ScenarioError:
+                    continue  # this draft does not go with this placement
                 if memory(deployment, 0, math.ceil(problem.mean_length)).fits:
                     fits_anywhere = True
                     candidates += evaluated(problem, scenario, deployment, option, degree)
@@ -89,10 +86,7 @@ def search(problem: Problem) -> Found:
     baselines = [c for c in candidates if not c.speculates and c.option is None]
     if not baselines:
         raise DoesNotFitError(_does_not_fit(problem))
-    return Found(
-        candidates=tuple(sorted(candidates, key=rank)),
-        baseline=min(baselines, key=rank), skipped=tuple(dict.fromkeys(skipped)),
-    )  # fmt: skip
+    return Found(candidates=tuple(sorted(candidates, key=rank)), baseline=min(baselines, key=rank))
 
 
 def rank(found: Candidate) -> tuple[float, ...]:
@@ -340,18 +334,20 @@ def front_that_serves(
     """
     while True:
         plans = front(found)
-        refused = {id(c): (c, why) for c in plans if (why := refusal(c)) is not None}
+        refused = [(c, why) for c in plans if (why := refusal(c)) is not None]
         if not refused:
             return found, plans
-        kept = tuple(c for c in found.candidates if id(c) not in refused)
+        lost = {id(c) for c, _ in refused}
+        kept = tuple(c for c in found.candidates if id(c) not in lost)
         baselines = [c for c in kept if not c.speculates and c.option is None]
         if not baselines:
-            raise DoesNotFitError(next(why for c, why in refused.values() if c.option is None))
-        names = [f"{c.label} on {c.num_gpus} x {c.deployment.gpu.name}: {why}"
-                 for c, why in refused.values()]  # fmt: skip
+            raise DoesNotFitError(next(why for c, why in refused if c.option is None))
+        reasons = [
+            f"{c.label} on {c.num_gpus} x {c.deployment.gpu.name}: {why}" for c, why in refused
+        ]
         found = dataclasses.replace(
             found, candidates=kept, baseline=min(baselines, key=rank),
-            too_small=tuple(dict.fromkeys([*found.too_small, *names])),
+            too_small=tuple(dict.fromkeys([*found.too_small, *reasons])),
         )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from specsim.simulator.replica import Replica, start_over
 from specsim.simulator.request import Request
 from specsim.simulator.runs import RunSampler
 from specsim.simulator.setup import Fault, Setup
-from specsim.simulator.step_cost import StepCost, reads_prompts
+from specsim.simulator.step_cost import StepCost
 from specsim.simulator.trace_log import StepLog
 
 #: Called with (requests done, requests in all, simulated seconds).
@@ -189,8 +189,9 @@ def kv_bytes_per_token(deployment: Deployment) -> float:
     """What the busiest GPU sends of a prompt's KV cache, per token: the target's part, and
     the drafter's where it computed the prompt too (on GPUs of its own at the same time)."""
     target, draft = deployment.target.kv_bytes_per_token_per_gpu, deployment.draft
-    if draft.model is None or not reads_prompts(draft):
+    if not draft.reads_prompts:
         return target
+    assert draft.model is not None
     drafter = draft.model.kv_bytes_per_token_per_gpu
     return max(target, drafter) if draft.own_gpus else target + drafter
 

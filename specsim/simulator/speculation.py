@@ -143,11 +143,11 @@ class Controller:
     def choose(
         self, roster: Roster, num_scheduled: int, step_s: Callable[[int], float]
     ) -> int | npt.NDArray[np.int64]:
-        """K of the next step: one number, or one per sequence ("per-request")."""
+        """K of the next step: one number, or one per sequence ("per-request").
+        `num_scheduled` is what a schedule is looked up with."""
         policy, batch = self.policy, roster.count
         if policy.kind == "batch-schedule":
-            seen = num_scheduled if policy.count_prefills else batch
-            return clamped_k(scheduled_k(policy.schedule, seen), batch, self._max_tokens)
+            return clamped_k(scheduled_k(policy.schedule, num_scheduled), batch, self._max_tokens)
         largest = clamped_k(policy.largest, batch, self._max_tokens)
         if policy.kind == "goodput":
             # looked at again when the batch changes, and every 16 steps

@@ -8,12 +8,7 @@ from specsim.cost.drafting import _tokens_per_pass, num_draft_passes
 from specsim.cost.scalar import ScalarPass, scalar_pass
 from specsim.cost.source import CostSource
 from specsim.cost.step import padded_tokens
-from specsim.deployment import Deployment, Draft
-
-
-def reads_prompts(draft: Draft) -> bool:
-    """Whether the drafter computes prompts, and so has a KV cache of its own."""
-    return draft.model is not None and draft.method not in ("early-exit", "medusa")
+from specsim.deployment import Deployment
 
 
 @dataclass(slots=True)
@@ -55,7 +50,7 @@ class StepCost:
             )  # fmt: skip
         self._draft_launches = runtime.draft_layer_s.value * max(model.spec.num_layers, 1)
         self._draft_pass_s = runtime.draft_pass_s.value
-        self.has_draft_prefill = reads_prompts(draft)
+        self.has_draft_prefill = draft.reads_prompts
         self._step_s = runtime.step_s.value
         self._sequence_s = runtime.sequence_s.value
         self._token_s = runtime.token_s.value

@@ -160,10 +160,11 @@ class StepTimer:
         return seconds
 
     def _overlapped_seconds(self, k: int, count: int, target_s: float) -> float:
-        """PEARL: the next block is drafted while this one is verified. It starts with a
-        guess of the token that the target adds to an accepted block (one more pass), and is
-        good where block and guess are right. Sequences without a good block draft first;
-        then verification and the drafting of all next blocks run side by side."""
+        """PEARL (Liu et al. 2024, arXiv 2408.11850): the next block is drafted while this one
+        is verified. It starts with a guess of the token that the target adds to an accepted
+        block (one more pass), and is good where block and guess are right. Sequences without
+        a good block draft first; then verification and the drafting of all next blocks run
+        side by side."""
         assert isinstance(self.batch, Roster)
         context = self.batch.context_sum
         lacking = count - self.batch.num_ready
