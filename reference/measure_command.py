@@ -146,6 +146,7 @@ class Job:
 
     def writer(self, schema: str, suffix: str = "") -> Any:
         """An open record file, new or resumed."""
+        from reference.hardware import device_name
         from specsim.records import Header, RecordWriter
 
         options = self.options
@@ -153,7 +154,7 @@ class Job:
                  "max_new_tokens", "context", "repeats", "cuda_graphs")  # fmt: skip
         header = Header(
             schema=schema,
-            device=str(self.target.model.device),
+            device=device_name(self.target.model.device),
             dtype=options.dtype,
             threads=self.threads,
             seed=options.seed,

@@ -48,6 +48,7 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Serve; exit status 0, or 130 after Ctrl-C with the completed requests kept."""
     from reference.decode import Decoder
+    from reference.hardware import device_name
     from reference.options import (
         choose_device,
         choose_dtype,
@@ -75,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     arrivals = make_arrivals(options, target)
     for arrival in arrivals:  # refuse now what could not be admitted later
         check_length(arrival, decoder.cache.capacity)
-    writer = make_writer(options, threads, str(device))
+    writer = make_writer(options, threads, device_name(device))
     warm_up(target.model, (1, min(options.prefill_chunk, decoder.cache.capacity)))
     records, status = [], 0
     try:

@@ -130,7 +130,7 @@ def test_another_machines_measurement_is_left_alone(
 ) -> None:
     measure(small(tmp_path, target, monkeypatch), only="acceptance", limit=1)
     before = (tmp_path / "runs.jsonl").read_bytes()
-    monkeypatch.setattr(measure_host, "processor_name", lambda: "another, 64 cores")
+    monkeypatch.setattr(measure_host, "device_name", lambda device: "another, 64 cores")
     with pytest.raises(RecordError, match=r"device is .*choose another folder"):
         small(tmp_path, target, monkeypatch)
     assert (tmp_path / "runs.jsonl").read_bytes() == before

@@ -69,6 +69,7 @@ def test_step_records(traces):
     header, records = read_all(traces, StepRecord)
     assert header.settings["measured"] == "steps"
     assert header.versions["torch"]
+    assert header.device.endswith(f"{os.cpu_count()} cores")
     settings = {(r.method, r.num_draft_tokens == 0, r.temperature) for r in records}
     assert {m for m, _, _ in settings} == {"none", "ngram", "early-exit:1"}
     assert {r.batch for r in records} == {1, 2}

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import platform
 import subprocess
 import sys
 import time
@@ -28,8 +27,9 @@ from typing import Any
 import torch
 
 from reference import cli
+from reference.hardware import device_name
 from reference.measure import time_forward
-from reference.options import choose_dtype, set_threads
+from reference.options import choose_device, choose_dtype, set_threads
 from reference.report import warm_up
 from reference.weights import Loaded, load
 from specsim.errors import RecordError, SpecsimError
@@ -112,21 +112,6 @@ def header(target: Loaded, schema: str, threads: int, dtype: str) -> Header:
         settings={"target": TARGET, "output_tokens": OUTPUT_TOKENS, "capacity": CAPACITY,
                   "date": datetime.date.today().isoformat()},
     )  # fmt: skip
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or the CPU's."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
-
-
-def processor_name() -> str:
-    """The CPU's name and its number of cores."""
-    names = [platform.processor() or platform.machine()]
-    if Path("/proc/cpuinfo").exists():
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        names = [line.partition(":")[2].strip() for line in text.splitlines()
-                 if line.startswith("model name")] or names  # fmt: skip
-    return f"{names[0]}, {len(names)} cores"
 
 
 def commit() -> str:
@@ -246,13 +231,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     threads, start = set_threads(options.threads), time.monotonic()
     try:
-        target = load(
-            TARGET, dtype=choose_dtype(options.dtype), device=torch.device(options.device)
-        )
+        device = choose_device(options.device)
+        target = load(TARGET, dtype=choose_dtype(options.dtype), device=device)
         job = Measurement(options.out, target, threads, options.dtype, options.quiet)
         warm_up(target.model, (1, 16))
         measure(job, options.only, options.limit)
-    except SpecsimError as problem:
+    except (SpecsimError, ValueError) as problem:
         print(f"Error: {problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

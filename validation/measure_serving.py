@@ -21,6 +21,7 @@ import torch
 from reference import cli
 from reference.cache import make_batch
 from reference.decode import Decoder
+from reference.hardware import device_name
 from reference.options import choose_dtype, make_drafter, set_threads
 from reference.policy import fixed
 from reference.report import warm_up
@@ -28,7 +29,7 @@ from reference.serve import Arrival, poisson_arrivals, serve
 from reference.weights import Loaded, load
 from specsim.records import Header, RequestRecord, write_records
 from validation.host_plan import FITTED_K, NGRAM, halves
-from validation.measure_host import TARGET, commit, processor_name, timed_pass
+from validation.measure_host import TARGET, commit, timed_pass
 
 #: Arrivals per second; two cores serve about 1.5 requests a second.
 RATES = (0.4, 0.7, 1.0)
@@ -139,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
                 ]
                 waiting = {"count": len(idle.seconds), "mean_s": mean(idle.seconds or [0.0])}
                 header = Header(
-                    schema="request", device=processor_name(), dtype=options.dtype,
+                    schema="request", device=device_name(target.model.device), dtype=options.dtype,
                     threads=threads, seed=SEED, versions={**cli.versions(), "commit": commit()},
                     settings={
                         "target": TARGET, "method": method, "rate": rate, "slots": SLOTS,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from reference.draft.eagle import EagleDrafter
 from reference.draft.trained import load_trained
+from reference.hardware import processor_name
 from reference.prompts import DOMAINS, load_prompts
 from reference.training import evaluate
 from reference.training.batches import Columns
@@ -85,17 +85,11 @@ def decoding(
 
 def circumstances(threads: int) -> dict[str, Any]:
     """What the measurements depend on, beside the drafts."""
-    names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
     return {
         "threads": threads,
-        "processor": names[0] if names else platform.processor(),
+        "processor": processor_name(),
         "torch": torch.__version__.partition("+")[0],
     }
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
 
 def merge(path: Path, results: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:

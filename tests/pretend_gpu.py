@@ -1,0 +1,169 @@
+"""A GPU that is not there: tensors that say `cuda:0` and keep their values on the CPU.
+
+Most mistakes that only a GPU shows are tensors of two devices in one operation. Here every
+operation goes through `_Dispatch`, which refuses what CUDA refuses and computes the rest on
+the CPU, so the tests of the CUDA paths run anywhere. What this cannot show: the kernels
+themselves, streams that run ahead of the host, CUDA graphs, memory and speed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch._dynamo  # a dispatch mode loads it, and it must not meet replaced functions
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+CUDA = torch.device("cuda", 0)
+_aten = torch.ops.aten
+_COPIES = {_aten.copy_.default, _aten._to_copy.default}  # what takes tensors of two devices
+
+
+class GpuTensor(Tensor):
+    """The face of a tensor on the pretended GPU; `values` is the tensor on the CPU."""
+
+    values: Tensor
+
+    @staticmethod
+    def __new__(cls, values: Tensor) -> GpuTensor:
+        result = Tensor._make_wrapper_subclass(
+            cls, values.shape, strides=values.stride(), storage_offset=values.storage_offset(),
+            dtype=values.dtype, device=CUDA,
+        )  # fmt: skip
+        result.values = values
+        return result
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    def __repr__(self) -> str:
+        return f"GpuTensor({self.values})"
+
+    # Torch without CUDA lacks these for a tensor that says it is on a GPU.
+
+    def item(self) -> Any:
+        return self.values.item()
+
+    def __int__(self) -> int:
+        return int(self.values)
+
+    def __float__(self) -> float:
+        return float(self.values)
+
+    def __bool__(self) -> bool:
+        return bool(self.values)
+
+    def tolist(self) -> Any:
+        return self.values.tolist()
+
+    def copy_(self, source: Tensor, non_blocking: bool = False) -> GpuTensor:
+        self.values.copy_(_values(source))
+        return self
+
+    def __getitem__(self, index: Any) -> GpuTensor:
+        return GpuTensor(self.values[_values(index)])
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        by_tensors = any(isinstance(x, Tensor) for x in tree_flatten(index)[0])
+        if by_tensors and isinstance(value, Tensor):  # else it is a copy, which may cross over
+            _refuse_two_devices("index_put_", [value], True)
+        self.values[_values(index)] = _values(value)
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+class _Dispatch(TorchDispatchMode):
+    """Catches what makes tensors on the GPU out of none: factories and copies to it."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+def _run(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+    on_gpu = any(isinstance(x, GpuTensor) for x in tensors)
+    if on_gpu and func not in _COPIES:
+        _refuse_two_devices(func, tensors, torch.Tag.pointwise in func.tags)
+    if func is _aten.copy_.default:
+        on_gpu = isinstance(args[0], GpuTensor)
+    if kwargs.get("device") is not None:
+        device = torch.device(kwargs["device"])
+        on_gpu = device.type == "cuda"
+        kwargs = {**kwargs, "device": torch.device("cpu") if on_gpu else device}
+    if func is _aten._fused_sdp_choice.default and on_gpu:
+        return 0  # attention by its definition: the other choices name CUDA kernels
+    result = func(*_values(args), **_values(kwargs))
+    if not on_gpu:
+        return result
+    return tree_map(lambda x: GpuTensor(x) if isinstance(x, Tensor) else x, result)
+
+
+def _values(tree: Any) -> Any:
+    """Nested tensors as their values on the CPU."""
+    return tree_map(lambda x: x.values if isinstance(x, GpuTensor) else x, tree)
+
+
+def _refuse_two_devices(func: object, tensors: list[Tensor], elementwise: bool) -> None:
+    """What CUDA refuses: a CPU tensor beside GPU tensors, but for a number elementwise."""
+    strangers = [x for x in tensors if not isinstance(x, GpuTensor)]
+    if elementwise:
+        strangers = [x for x in strangers if x.dim() > 0]
+    if strangers:
+        raise RuntimeError(
+            f"{func}: expected all tensors to be on the same device, but found cuda:0 and cpu "
+            f"{[tuple(x.shape) for x in strangers]}"
+        )
+
+
+class _Event:
+    """A CUDA event by the host's clock: the pretended GPU works while the host waits."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.timing = enable_timing
+        self.at: float | None = None
+
+    def record(self, stream: object = None) -> None:
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, end: _Event) -> float:
+        if not (self.timing and end.timing) or self.at is None or end.at is None:
+            raise RuntimeError("both events must be recorded, with timing")
+        return (end.at - self.at) * 1e3
+
+
+@contextlib.contextmanager
+def pretend_gpu(monkeypatch: Any) -> Iterator[torch.device]:
+    """Within, `cuda` is a device that torch has, and the tensors put on it are pretended."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "pretended")
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Event", _Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: None)
+    # Else `Module.to` would put a pretended tensor's data into a real parameter.
+    same_kind = torch._has_compatible_shallow_copy_type
+    monkeypatch.setattr(
+        torch,
+        "_has_compatible_shallow_copy_type",
+        lambda old, new: not isinstance(new, GpuTensor) and same_kind(old, new),
+    )
+    # As torch's own fake tensors do where there is no GPU.
+    before = torch._C._only_lift_cpu_tensors()
+    torch._C._set_only_lift_cpu_tensors(True)
+    torch._C._ensureCUDADeviceGuardSet()
+    try:
+        with _Dispatch():
+            yield CUDA
+    finally:
+        torch._C._set_only_lift_cpu_tensors(before)
