@@ -32,12 +32,6 @@ HAS_GPU = torch.cuda.is_available()
 REAL = [pytest.mark.cuda, pytest.mark.skipif(not HAS_GPU, reason="needs a CUDA device")]
 
 
-def on_real_gpu(test):
-    for mark in REAL:
-        test = mark(test)
-    return test
-
-
 @pytest.fixture
 def pretended(monkeypatch):
     if HAS_GPU:  # torch sets up CUDA once in a process, really or not
@@ -88,34 +82,39 @@ def test_other_rules_on_the_gpu(rule, gpu):
     assert there[0] == generate("cpu", "draft-model", sampled, policy.fixed(3), rule)[0]
 
 
-def graphed_and_eager(device, width, *, record):
-    """Logits of three passes, each longer than the last, of one model both ways."""
-    model = varied_model().to(device)
-    graphed = GraphedModel(model, bucket=16, record=record)
-    caches = [model.new_cache(1, 48) for _ in range(2)]
-    for start in range(3):
-        tokens = [[(start + i) % 13 for i in range(width)]]
-        with torch.inference_mode():
-            eager = model(make_batch(tokens, caches[0]), caches[0]).logits
-        yield graphed(make_batch(tokens, caches[1]), caches[1]).logits.cpu(), eager.cpu()
-
-
+@pytest.mark.parametrize("record", [True, False], ids=["graph", "buffers"])
 @pytest.mark.parametrize("width", [1, 5])
-@on_real_gpu
-def test_cuda_graph_equals_eager(width):
+def test_cuda_graph_equals_eager(width, record, gpu):
     """A recorded graph replays with new tokens and a longer context."""
-    for replayed, eager in graphed_and_eager("cuda", width, record=True):
-        torch.testing.assert_close(replayed, eager)
+    model = varied_model().to(gpu)
+    graphed = GraphedModel(model, bucket=16, record=record)
+    pairs = [(model.new_cache(1, 48), model.new_cache(1, 48)) for _ in range(3)]
+    kept = []
+    for start in range(5):  # with five tokens a pass, over the first bucket's end
+        for which, (kv, graphed_kv) in enumerate(pairs):
+            tokens = [[(start + 3 * which + i) % 13 for i in range(width)]]
+            options = {"feature_layers": (1,) if which == 2 else ()}
+            with torch.inference_mode():
+                eager = model(make_batch(tokens, kv), kv, **options)
+            kept.append((graphed(make_batch(tokens, graphed_kv), graphed_kv, **options), eager))
+    for found, eager in kept:  # after all passes: a replay must not overwrite what it gave
+        torch.testing.assert_close(found.logits.cpu(), eager.logits.cpu())
+        if eager.features is not None:
+            torch.testing.assert_close(found.features.cpu(), eager.features.cpu())
 
 
-@pytest.mark.parametrize("width", [1, 5])
-def test_static_buffers_lie_on_the_gpu(width, pretended):
-    """What a graph would replay, without the graph."""
-    for static, eager in graphed_and_eager(pretended, width, record=False):
-        torch.testing.assert_close(static, eager)
+def test_a_graph_refuses_work_of_the_host(pretended, monkeypatch):
+    """What the host does inside a recording is not replayed: CUDA refuses some of it."""
+    model = varied_model().to(pretended)
+    head = model.head.forward
+    monkeypatch.setattr(model.head, "forward", lambda x: head(x * float(x.max())))
+    kv = model.new_cache(1, 16)
+    with pytest.raises(RuntimeError, match="capturing"):
+        GraphedModel(model)(make_batch([[1]], kv), kv)
 
 
-@on_real_gpu
+@pytest.mark.cuda
+@pytest.mark.skipif(not HAS_GPU, reason="needs a CUDA device")
 def test_cuda_clocks():
     """Laps are measured with events: a big product takes longer than a small one."""
     device = torch.device("cuda")
@@ -166,7 +165,7 @@ def test_commands_on_the_gpu(draft, capsys, tmp_path, monkeypatch, gpu):
         "serve", *common, "--rate", 50, "--num-requests", 3, "--output-tokens", 4, "--context", 64,
         "--draft", draft, "--out", served,
     )  # fmt: skip
-    for command in (measure, serve):
+    for command in ((*measure, "--cuda-graphs"), serve):
         status, _, err = run(capsys, *command)
         assert status == 0, err
     for file in (steps, steps.with_name("steps.forward.jsonl"), served):
