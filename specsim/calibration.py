@@ -93,7 +93,8 @@ class AcceptanceFit(LawKeys):
     def _errors(cls, value: dict[str, Any]) -> dict[str, Any]:
         for key, error in value.items():
             for item in _flat(error):
-                if isinstance(item, bool) or not isinstance(item, (int, float)) or not item >= 0:
+                number = isinstance(item, (int, float)) and not isinstance(item, bool)
+                if not number or not 0 <= item < math.inf:
                     raise ValueError(f"standard_errors.{key} = {item!r}: expected numbers >= 0")
         return {key: _plain(error) for key, error in value.items()}
 
@@ -224,17 +225,17 @@ def load(path: str | Path) -> Calibration:
     Raises:
         CalibrationError: naming file, key, value and what was expected.
     """
-    import yaml
+    from specsim.yaml_text import parse_yaml
 
     path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        data = parse_yaml(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise CalibrationError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise CalibrationError(f"{path}: not a UTF-8 text file ({error.reason})") from None
-    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
-        raise CalibrationError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    except ValueError as error:
+        raise CalibrationError(f"{path}: not valid YAML ({error})") from None
     if not isinstance(data, dict) or ("acceptance" not in data and "cost" not in data):
         raise CalibrationError(
             f"{path}: not a calibration file: expected the keys acceptance or cost "

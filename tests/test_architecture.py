@@ -15,9 +15,9 @@ PACKAGE = ROOT / "specsim"
 
 #: A module imports only from modules to its left (and from itself). docs/design.md.
 ORDER = [
-    "errors", "units", "plots", "records", "catalogue", "calibration", "acceptance", "deployment",
-    "cost", "analytic", "workload", "scenario", "metrics", "simulator", "interop", "fitting",
-    "planner", "audit", "cli",
+    "errors", "units", "yaml_text", "plots", "records", "catalogue", "calibration", "acceptance",
+    "deployment", "cost", "analytic", "workload", "scenario", "metrics", "simulator", "interop",
+    "fitting", "planner", "audit", "cli",
 ]  # fmt: skip
 
 

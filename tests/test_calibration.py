@@ -92,6 +92,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 BROKEN = {
     "not yaml": ("{", "not valid YAML"),
+    "key twice": ("cost: {}\nnotes: []\ncost: {}\n", "the key 'cost' is given twice at line 3"),
     "a list": ("- 1", "not a calibration file"),
     "nothing in it": ("sources: []", "expected the keys acceptance or cost"),
     "an unknown key": ("acceptance: {alpha: 0.5, beeta: 1}", r"acceptance\.beeta"),

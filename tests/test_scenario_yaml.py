@@ -10,7 +10,7 @@ from specsim.cli.main import run
 from specsim.errors import ScenarioError
 from specsim.planner.grids import parse_vary
 from specsim.scenario import Scenario
-from specsim.scenario.yaml_text import parse_yaml
+from specsim.yaml_text import parse_yaml
 
 CHAT = str(Path(__file__).parents[1] / "examples" / "chat-70b.yaml")
 

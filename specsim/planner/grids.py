@@ -10,7 +10,7 @@ from typing import Any
 
 from specsim.errors import ScenarioError
 from specsim.scenario.document import Scenario, assign
-from specsim.scenario.yaml_text import parse_yaml
+from specsim.yaml_text import parse_yaml
 
 #: More points than this are a mistake more often than a plan.
 MAX_POINTS = 1_000_000

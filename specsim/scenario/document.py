@@ -30,7 +30,7 @@ from specsim.scenario.sections import (
     Workload,
     draft_token_range,
 )
-from specsim.scenario.yaml_text import parse_yaml
+from specsim.yaml_text import parse_yaml
 
 if TYPE_CHECKING:
     from specsim.scenario.resolve import Resolved
