@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,9 @@ def fit_files(
     asked = options or Options()
     if not paths:
         raise CalibrationError("no files; expected logs, metrics, bench results or records")
+    twice = [p for p, count in Counter(Path(p).resolve() for p in paths).items() if count > 1]
+    if twice:
+        raise CalibrationError(f"{twice[0]}: given twice; its steps would count twice")
     measured, imports = Measured(), []
     for path in map(Path, paths):
         name = recognise(path) if format_name == "auto" else format_name

@@ -1,32 +1,32 @@
-"""Results of clients that see only streamed chunks: guidellm, inference-perf, aiperf.
+"""Results of clients that see only streamed chunks: guidellm and inference-perf.
 
-They give latencies. guidellm and inference-perf carry no acceptance; aiperf exports it
-where the server reports it.
+They give latencies and no acceptance, but that guidellm counts the tokens of a chunk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from specsim.errors import RecordError
-from specsim.interop.common import MAX_POSITIONS, Imported, MeanLength, Notes, StepTimes
-from specsim.interop.reading import Progress, number, parse_json, read_document, section
+from specsim.interop.aiperf import PER_TOKEN
+from specsim.interop.common import Imported, MeanLength, Notes, StepTimes
+from specsim.interop.reading import LARGEST, Progress, number, parse_json, read_document, section
+from specsim.interop.vllm_bench import from_latency
 
-GUIDELLM, INFERENCE_PERF, AIPERF = "guidellm", "inference-perf", "aiperf"
-#: Seconds per unit that aiperf may name.
-UNITS = {"s": 1.0, "sec": 1.0, "seconds": 1.0, "ms": 1e-3, "milliseconds": 1e-3, "us": 1e-6,
-         "µs": 1e-6, "microseconds": 1e-6, "ns": 1e-9, "nanoseconds": 1e-9}  # fmt: skip
+GUIDELLM, INFERENCE_PERF = "guidellm", "inference-perf"
 
 
 def read_guidellm(path: Path, progress: Progress | None = None) -> Imported:
-    """guidellm's report.
+    """guidellm's report. Its inter-token latency is per output token; times the tokens of a
+    chunk (`iter_tokens_per_iteration`) it is the time of a step.
 
     Raises:
         RecordError: where there is no benchmark with latencies.
     """
     notes, times = Notes(), StepTimes()
+    lengths: list[MeanLength] = []
     document = section(parse_json(read_document(path), str(path)), str(path), "report")
     benchmarks = document.get("benchmarks")
     if not isinstance(benchmarks, list):
@@ -34,25 +34,43 @@ def read_guidellm(path: Path, progress: Progress | None = None) -> Imported:
     for i, benchmark in enumerate(benchmarks):
         where = f"{path}, benchmark {i}"
         metrics = section(section(benchmark, where, "benchmark").get("metrics"), where, "metrics")
-        itl = _successful(metrics.get("inter_token_latency_ms"), where, "inter_token_latency_ms")
-        if itl is None:
+        token_ms, weight = _figures(metrics, "inter_token_latency_ms", where, high=1e9)
+        per_chunk, chunks = _figures(metrics, "iter_tokens_per_iteration", where)
+        # every request that the server works on shares its steps, those that fail too
+        batch, _ = _figures(metrics, "request_concurrency", where, ("total", "successful"))
+        if not token_ms:
             notes.add("incomplete-lines", f"{where} has no inter-token latency; left out")
-            continue
-        concurrency = _successful(metrics.get("request_concurrency"), where, "request_concurrency")
-        count = itl.get("count")
-        known = 1.0 if count is None else max(number(count, where, "count"), 1.0)
-        times.add(
-            None, None if concurrency is None else _mean(concurrency, where) or None,
-            _mean(itl, where) * 1e-3, known,
-        )  # fmt: skip
+        elif per_chunk:
+            k = from_latency(per_chunk, where, lengths, notes)
+            seconds = token_ms * per_chunk * 1e-3
+            times.add(k, batch, seconds, chunks or weight or 1.0, counted=chunks is not None)
+        else:
+            notes.add("per-token-time", f"{where}: {PER_TOKEN}")
+            times.add(None, batch, token_ms * 1e-3, weight or 1.0, counted=False)
+    if lengths:
+        return Imported(file=str(path), format=GUIDELLM, lengths=tuple(lengths),
+                        steps=times.result(), notes=notes.result())  # fmt: skip
     return _latency_only(path, GUIDELLM, times, notes)
 
 
-def _successful(value: Any, where: str, key: str) -> Mapping[str, Any] | None:
-    if not isinstance(value, Mapping):
-        return None
-    inner = value.get("successful", value)
-    return section(inner, where, key) if inner else None
+def _figures(
+    metrics: Mapping[str, Any], key: str, where: str, of: Sequence[str] = ("successful",),
+    *, high: float = LARGEST,
+) -> tuple[float | None, float | None]:  # fmt: skip
+    """Mean and count of one distribution; None where they are missing or 0."""
+    value = metrics.get(key)
+    if value is None:
+        return None, None
+    value = section(value, where, key)
+    if not {"successful", "total"}.isdisjoint(value):
+        value = next((value[name] for name in of if value.get(name)), None)
+    if not value:
+        return None, None
+    value = section(value, where, key)
+    mean = number(value.get("mean"), where, f"{key}.mean", high=high)
+    count = value.get("count")
+    known = None if count is None else number(count, where, f"{key}.count")
+    return mean or None, known or None
 
 
 def _mean(value: Mapping[str, Any], where: str) -> float:
@@ -106,8 +124,9 @@ def read_inference_perf(path: Path, progress: Progress | None = None) -> Importe
     if isinstance(rate, Mapping) and rate.get("requests_per_sec") is not None:
         # Little's law over the decoding phase
         batch = number(rate["requests_per_sec"], where, "requests_per_sec") * (whole - first)
+    notes.add("per-token-time", f"{where}: {PER_TOKEN}")
     times.add(None, max(1.0, round(batch, 2)) if batch else None, per_token, count * (output - 1),
-              prompt + output / 2)  # fmt: skip
+              prompt + output / 2, counted=False)  # fmt: skip
     return _latency_only(path, INFERENCE_PERF, times, notes)
 
 
@@ -130,62 +149,14 @@ def _server_report(path: Path, good: Mapping[str, Any], where: str, count: float
     lengths are sums over scrapes."""
     notes, times = Notes(), StepTimes()
     tpot = section(good.get("time_per_output_token"), where, "time_per_output_token")
-    times.add(None, None, _mean(tpot, where), count)
+    notes.add("per-token-time", f"{where}: {PER_TOKEN}")
+    times.add(None, None, _mean(tpot, where), count, counted=False)
     return _latency_only(path, INFERENCE_PERF, times, notes)
 
 
-def read_aiperf(path: Path, progress: Progress | None = None) -> Imported:
-    """aiperf's profile export; each metric's own unit counts, unknown metrics are skipped.
-
-    Raises:
-        RecordError: where nothing can be used.
-    """
-    notes, times = Notes(), StepTimes()
-    document = section(parse_json(read_document(path), str(path)), str(path), "export")
-    found = {key: _metric(document, key, str(path)) for key in document}
-    length = next((v for k, v in found.items() if v is not None and "accept" in k and
-                   "len" in k), None)  # fmt: skip
-    itl = found.get("inter_token_latency") or found.get("inter_chunk_latency")
-    chunk = found.get("inter_chunk_latency")
-    lengths: tuple[MeanLength, ...] = ()
-    if length is not None:
-        number(length, str(path), "acceptance length", low=1.0, high=MAX_POSITIONS + 1)
-        lengths = (MeanLength(acceptance_length=length, num_draft_tokens=None),)
-        notes.add("unknown-k", f"{path}: K is not in the file (say --k)")
-    step_s = chunk if chunk is not None else None if itl is None else itl * (length or 1.0)
-    if step_s is not None:
-        concurrency = found.get("effective_concurrency")
-        times.add(0 if length is None and chunk is None else None, concurrency or None, step_s)
-    if not any(v is not None for v in found.values()):
-        raise RecordError(f"{path}: no metric with unit and avg; expected aiperf's profile export")
-    if length is None:
-        return _latency_only(path, AIPERF, times, notes, required=False)
-    return Imported(
-        file=str(path), format=AIPERF, lengths=lengths, steps=times.result(), notes=notes.result()
-    )
-
-
-def _metric(document: Mapping[str, Any], key: str, path: str) -> float | None:
-    """Mean of one metric in SI units; None where the value is no metric."""
-    value = document[key]
-    if not isinstance(value, Mapping) or "avg" not in value or "unit" not in value:
-        return None
-    if value["avg"] is None:
-        return None
-    mean = number(value["avg"], path, f"{key}.avg")
-    unit = str(value["unit"]).lower()
-    if key.endswith("latency") or key.startswith("time_to") or unit in UNITS:
-        if unit not in UNITS:
-            raise RecordError(f"{path}: {key}.unit = {unit!r}: expected one of {', '.join(UNITS)}")
-        return mean * UNITS[unit]
-    return mean
-
-
-def _latency_only(
-    path: Path, name: str, times: StepTimes, notes: Notes, *, required: bool = True
-) -> Imported:
+def _latency_only(path: Path, name: str, times: StepTimes, notes: Notes) -> Imported:
     rows = times.result()
-    if required and not rows:
+    if not rows:
         raise RecordError(f"{path}: no usable latency; expected a report of {name}")
     notes.add(
         "latency-only",

@@ -101,25 +101,31 @@ class StepTimes:
 
     def add(
         self, num_draft_tokens: int | None, batch: float | None, seconds: float,
-        weight: float = 1.0, context: float | None = None,
+        weight: float = 1.0, context: float | None = None, *, counted: bool = True,
     ) -> None:  # fmt: skip
-        """`weight` steps that took `seconds` each on average."""
+        """`weight` steps that took `seconds` each on average.
+
+        Args:
+            counted: false where the weight is not the number of steps, which nobody told.
+        """
         if not (math.isfinite(seconds) and 0 < seconds < 1e6 and weight > 0):
             return
         key = (num_draft_tokens, batch)
         if key not in self._groups and len(self._groups) >= MAX_STEP_GROUPS:
             return
-        group = self._groups.setdefault(key, [0.0] * 6)
+        group = self._groups.setdefault(key, [0.0] * 7)
         for i, value in enumerate((1.0, weight, weight * seconds, weight * seconds**2)):
             group[i] += value
         if context is not None:
             group[4] += weight * context
             group[5] += weight
+        group[6] += not counted
 
     def result(self) -> tuple[StepTime, ...]:
         """One row per (K, batch)."""
         rows = []
-        for (k, batch), (windows, weight, total, squares, context, known) in self._groups.items():
+        for (k, batch), group in self._groups.items():
+            windows, weight, total, squares, context, known, guessed = group
             mean = total / weight
             spread = math.sqrt(max(0.0, squares / weight - mean**2))
             rows.append(
@@ -127,7 +133,7 @@ class StepTimes:
                     num_draft_tokens=k,
                     batch=batch,
                     seconds=mean,
-                    num_steps=int(weight),
+                    num_steps=None if guessed else int(weight),
                     context=context / known if known else None,
                     standard_error=spread / math.sqrt(windows - 1) if windows > 1 else None,
                 )

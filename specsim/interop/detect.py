@@ -10,6 +10,7 @@ from typing import Any
 
 from specsim.errors import RecordError
 from specsim.interop import (
+    aiperf,
     client_bench,
     llamacpp_log,
     llamacpp_timings,
@@ -40,7 +41,7 @@ READERS: Mapping[str, Reader] = {
     llamacpp_timings.FORMAT: llamacpp_timings.read,
     client_bench.INFERENCE_PERF: client_bench.read_inference_perf,
     client_bench.GUIDELLM: client_bench.read_guidellm,
-    client_bench.AIPERF: client_bench.read_aiperf,
+    aiperf.FORMAT: aiperf.read,
 }
 #: Our own measurements, which `specsim.fitting` reads: record files and recorded runs.
 RECORDS, RUNS = "records", "runs"
@@ -87,13 +88,16 @@ def recognise(path: Path) -> str:
     Raises:
         RecordError: if it is none that is known.
     """
-    other = bench = keys = ""
+    other = bench = keys = broken = ""
     seen = 0
     for line_number, line in read_lines(path):
         if not line:
             continue
         if not seen and may_be_json(line):
-            name, keys = _of_json(path, line)
+            try:
+                name, keys = _of_json(path, line)
+            except RecordError as error:  # or a log whose first line begins like JSON
+                name, broken = None, str(error)
             if name is not None:
                 return name
         seen += 1
@@ -122,19 +126,22 @@ def recognise(path: Path) -> str:
             f"{path}: JSON of no known format (keys: {keys}); say --format, one of "
             f"{', '.join(FORMATS)}"
         )
+    if broken:
+        raise RecordError(broken)
     raise RecordError(f"{path}: format not recognised; say --format, one of {', '.join(FORMATS)}")
 
 
 def _of_json(path: Path, first_line: str) -> tuple[str | None, str]:
-    """Format of a JSON document or of JSON Lines, and the keys found; None and "" if it is
-    not JSON. A line of a log may be JSON too, so keys that are not known settle nothing."""
+    """Format of a JSON document or of JSON Lines, and the keys found. A line of a log may be
+    JSON too, so keys that are not known settle nothing.
+
+    Raises:
+        RecordError: if it is not JSON.
+    """
     try:
         value = json.loads(first_line)
     except (ValueError, RecursionError):
-        try:
-            value = parse_json(read_document(path), str(path))
-        except RecordError:
-            return None, ""
+        value = parse_json(read_document(path), str(path))
     name = of_value(value)
     keys = ", ".join(str(k) for k in list(value)[:6]) if isinstance(value, dict) else ""
     return name, keys or type(value).__name__
@@ -164,8 +171,8 @@ def of_value(value: Any) -> str | None:
         return client_bench.INFERENCE_PERF
     if "benchmarks" in keys:
         return client_bench.GUIDELLM
-    if any(isinstance(v, Mapping) and {"unit", "avg"} <= set(v) for v in value.values()):
-        return client_bench.AIPERF
+    if any(aiperf.is_metric(v) for v in value.values()) or {"metadata", "metrics"} <= keys:
+        return aiperf.FORMAT
     if any(k.startswith("spec_decode_") for k in keys) or "mean_itl_ms" in keys:
         theirs = {"accept_length", "concurrency", "total_output_tokens_retokenized"}
         return sglang_bench.FORMAT if keys & theirs else vllm_bench.FORMAT

@@ -34,6 +34,11 @@ def served_requests(path: str | Path) -> tuple[Header, list[RequestRecord]]:
         settings: dict[str, Any] = {}
     else:
         result = section(document, str(path), "result")
+        if not set(_ARRAYS) & set(result):
+            raise RecordError(
+                f"{path}: nothing by request; expected a result of `vllm bench serve "
+                "--save-result --save-detailed`, or inference-perf's per-request report"
+            )
         name, requests = VLLM, list(_vllm(result, str(path)))
         settings = {k: result[k] for k in ("model_id", "request_rate", "num_prompts", "date")
                     if isinstance(result.get(k), (str, int, float))}  # fmt: skip
@@ -48,9 +53,9 @@ def served_requests(path: str | Path) -> tuple[Header, list[RequestRecord]]:
 
 def _record(
     index: int, start: float, arrival: float, prompt: int, output: int,
-    times: Sequence[float], failed: bool,
+    times: Sequence[float], failed: bool, chunks: tuple[int, ...] | None = None,
 ) -> RequestRecord:  # fmt: skip
-    tokens = spread_tokens(output, len(times))
+    tokens = spread_tokens(output, len(times)) if chunks is None else chunks
     return RequestRecord(
         request=str(index), arrival_s=arrival - start, prompt_tokens=prompt, output_tokens=output,
         chunk_times_s=tuple(t - start for t in times), chunk_tokens=tokens, failed=failed,
@@ -69,13 +74,15 @@ def spread_tokens(output_tokens: int, chunks: int) -> tuple[int, ...]:
     return (first, *(int(x) for x in np.diff(edges)))
 
 
-Parsed = tuple[float, int, int, list[float], bool]
+#: What `vllm bench serve --save-detailed` lists, one entry a request.
+_ARRAYS = ("input_lens", "output_lens", "ttfts", "itls", "start_times")
+#: Start, prompt, output, times of chunks, whether it failed, tokens of chunks if told.
+Parsed = tuple[float, int, int, list[float], bool, tuple[int, ...] | None]
 
 
 def _vllm(result: Mapping[str, Any], where: str) -> Iterator[Parsed]:
-    names = ("input_lens", "output_lens", "ttfts", "itls", "start_times")
     columns = {}
-    for name in names:
+    for name in _ARRAYS:
         value = result.get(name)
         if not isinstance(value, list):
             raise RecordError(
@@ -96,11 +103,11 @@ def _vllm(result: Mapping[str, Any], where: str) -> Iterator[Parsed]:
         if not isinstance(gaps, list):
             raise RecordError(f"{place}: itls: expected a list of seconds")
         if errors[i] or output == 0:
-            yield start, prompt, output, [], True
+            yield start, prompt, output, [], True, None
             continue
         steps = [number(columns["ttfts"][i], place, "ttfts", high=1e6)]
         steps += [number(gap, place, "itls", high=1e6) for gap in gaps]
-        yield start, prompt, output, _merged(list(start + np.cumsum(steps)), output), False
+        yield start, prompt, output, _merged(list(start + np.cumsum(steps)), output), False, None
 
 
 def _inference_perf(requests: Sequence[Any], where: str) -> Iterator[Parsed]:
@@ -122,12 +129,16 @@ def _inference_perf(requests: Sequence[Any], where: str) -> Iterator[Parsed]:
         if not isinstance(times, list):
             raise RecordError(f"{place}: output_token_times: expected a list of times")
         if request.get("error") or output == 0:
-            yield start, prompt, output, [], True
+            yield start, prompt, output, [], True, None
             continue
         stamps = [number(t, place, "output_token_times", low=start, high=1e12) for t in times]
         if stamps != sorted(stamps):
             raise RecordError(f"{place}: output_token_times: expected rising times")
-        yield start, prompt, output, _merged(stamps or [end], output), False
+        # Releases of 2026 may stamp every token with the time of its chunk.
+        chunks, counts = np.unique(stamps, return_counts=True)
+        told = tuple(int(n) for n in counts) if len(stamps) == output else None
+        times = _merged([float(t) for t in chunks] or [end], output)
+        yield start, prompt, output, times, False, told
 
 
 def _merged(times: list[float], output_tokens: int) -> list[float]:

@@ -10,7 +10,7 @@ from typing import Any
 from specsim.errors import RecordError
 from specsim.interop.common import MAX_POSITIONS, Imported, MeanLength, Notes, StepTimes
 from specsim.interop.reading import Progress, may_be_json, number, read_lines, section
-from specsim.interop.vllm_bench import printed_blocks
+from specsim.interop.vllm_bench import ONE_TOKEN, from_latency, printed_blocks
 from specsim.interop.vllm_requests import responses
 
 FORMAT = "sglang-bench"
@@ -44,6 +44,7 @@ def read(path: Path, progress: Progress | None = None) -> Imported:
             notes.add("incomplete-lines", f"{where} holds no result; left out")
             continue
         results += 1
+        lengths_before = len(lengths)
         length = value.get("accept_length")
         if length is not None:
             number(length, where, "accept_length", low=1.0, high=MAX_POSITIONS + 1)
@@ -53,6 +54,9 @@ def read(path: Path, progress: Progress | None = None) -> Imported:
                 f"{where}: accept_length is the server's mean since it started; K is not in the "
                 "file (say --k)",
             )
+        elif (ratio := _ratio(value)) is not None and ratio >= ONE_TOKEN:
+            # the server of another engine, whose acceptance this client does not ask for
+            from_latency(ratio, where, lengths, notes)
         else:
             notes.add("no-speculation", f"{where}: no accept_length; step time without speculation")
         if value.get("mean_itl_ms", 0) > 0:
@@ -62,11 +66,12 @@ def read(path: Path, progress: Progress | None = None) -> Imported:
                 half = value.get("total_output_tokens", 0.0) / 2
                 context = (value["total_input_tokens"] + half) / requests
                 contexts.append(context)
-            k = None if length is not None else 0
+            k = None if lengths_before < len(lengths) else 0
             per_step = value["mean_itl_ms"] * 1e-3
             if length is not None and not _per_chunk(value, length):
                 per_step *= length
-            times.add(k, value.get("concurrency"), per_step, max(requests, 1.0), context)
+            concurrency = value.get("concurrency")
+            times.add(k, concurrency, per_step, max(requests, 1.0), context, counted=False)
     if not results:
         raise RecordError(f"{path}: no result of SGLang's bench_serving")
     return Imported(
@@ -95,12 +100,18 @@ def _of_one_batch(block: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     }  # fmt: skip
 
 
+def _ratio(value: Mapping[str, float]) -> float | None:
+    """ITL over TPOT; None where either is missing."""
+    itl, tpot = value.get("mean_itl_ms"), value.get("mean_tpot_ms")
+    return itl / tpot if itl and tpot else None
+
+
 def _per_chunk(value: Mapping[str, float], length: float) -> bool:
     """Whether ITL is the gap between chunks (one a step), as on the OpenAI endpoint: then it
     is as many times TPOT as a step emits tokens. On SGLang's own endpoint a chunk's gap is
     divided by its tokens, and ITL is about TPOT."""
-    tpot = value.get("mean_tpot_ms", 0.0)
-    return tpot > 0 and value["mean_itl_ms"] / tpot > (1 + length) / 2
+    ratio = _ratio(value)
+    return ratio is not None and ratio > (1 + length) / 2
 
 
 def _blocks(path: Path, progress: Progress | None) -> Iterator[tuple[str, Mapping[str, Any]]]:

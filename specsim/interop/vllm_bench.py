@@ -29,6 +29,8 @@ FORMAT = "vllm-bench"
 #: Largest relative gap between ITL/TPOT and the counted acceptance length that rounding and
 #: the first token of each request explain.
 LENGTH_GAP = 0.1
+#: Below this many tokens a chunk nothing is speculated: the rest is rounding.
+ONE_TOKEN = 1.05
 
 #: Printed label → JSON key.
 PRINTED = {
@@ -142,16 +144,20 @@ class _Reader:
             return
         self.results += 1
         before = len(self.lengths)
+        if value.get("completed") == 0:
+            raise RecordError(f"{where}: completed = 0: no request succeeded")
         k = self._acceptance(block, value, where)
         itl, tpot = value.get("mean_itl_ms", 0.0), value.get("mean_tpot_ms", 0.0)
         ratio = itl / tpot if itl > 0 and tpot > 0 else None
-        if k is None and len(self.lengths) == before:
-            self._from_latency(ratio, where)
-            k = 0 if ratio is not None and ratio < 1.05 else None
+        if k is None and len(self.lengths) == before and "spec_decode_acceptance_rate" not in value:
+            k = from_latency(ratio, where, self.lengths, self.notes)
         if itl > 0:
             batch = self._batch(value, ratio)
-            steps = value.get("spec_decode_num_drafts") or value.get("total_output_tokens") or 1.0
-            self.times.add(k, batch, itl * 1e-3, steps, self._context(value))
+            tokens = value.get("total_output_tokens")
+            steps = value.get("spec_decode_num_drafts") or (tokens / (ratio or 1) if tokens else 0)
+            self.times.add(
+                k, batch, itl * 1e-3, steps or 1.0, self._context(value), counted=steps > 0
+            )
 
     def _acceptance(
         self, block: Mapping[str, Any], value: Mapping[str, float], where: str
@@ -159,11 +165,17 @@ class _Reader:
         """K, or None where no drafts are counted."""
         names = ("num_drafts", "draft_tokens", "accepted_tokens")
         counted = [value.get(f"spec_decode_{name}") for name in names]
-        if all(c is None for c in counted) and "spec_decode_acceptance_length" not in value:
-            return None
         rate = value.get("spec_decode_acceptance_rate")
         if rate is not None:
             number(rate, where, "acceptance rate (%)", high=100.0)
+        if all(c is None for c in counted) and "spec_decode_acceptance_length" not in value:
+            if rate is not None:
+                self.notes.add(
+                    "incomplete-lines",
+                    f"{where}: an acceptance rate without K or counts does not give the "
+                    "acceptance length; left out",
+                )
+            return None
         drafts, drafted, accepted = counted
         known = _survival(block, where)
         if known and drafts is None and drafted is not None:
@@ -211,6 +223,13 @@ class _Reader:
                 f"{where}: ITL/TPOT = {itl / tpot:.2f} but the counters say {length:.2f} tokens "
                 "per step; the counters may cover other requests, or drafts that proposed nothing",
             )
+        told = value.get("spec_decode_acceptance_length")
+        if told is not None and abs(told / length - 1) > LENGTH_GAP:
+            self.notes.add(
+                "length-mismatch",
+                f"{where}: an acceptance length of {told:.2f} but the counters say {length:.2f} "
+                "tokens per step; the counters count",
+            )
         return k
 
     def _partial(
@@ -233,17 +252,6 @@ class _Reader:
             "accepted tokens",
         )
         return k
-
-    def _from_latency(self, ratio: float | None, where: str) -> None:
-        if ratio is None or ratio < 1.05:
-            self.notes.add(
-                "no-speculation", f"{where}: no acceptance figures; step time without speculation"
-            )
-            return
-        self.lengths.append(MeanLength(acceptance_length=ratio, num_draft_tokens=None))
-        self.notes.add(
-            "length-from-latency", f"{where}: acceptance length {ratio:.2f} is ITL over TPOT"
-        )
 
     @staticmethod
     def _batch(value: Mapping[str, float], ratio: float | None) -> float | None:
@@ -271,6 +279,26 @@ class _Reader:
             lengths=tuple(self.lengths), steps=self.times.result(), context=context,
             notes=self.notes.result(),
         )  # fmt: skip
+
+
+def from_latency(
+    ratio: float | None, where: str, lengths: list[MeanLength], notes: Notes
+) -> int | None:
+    """What the time of a chunk over the time of a token tells where nothing else does: K = 0
+    where they are equal, or else an acceptance length, which is added, and no K."""
+    if ratio is None:
+        notes.add("no-speculation", f"{where}: no acceptance figures; whether it speculated is "
+                  "not in the file")  # fmt: skip
+        return None
+    if ratio < ONE_TOKEN:
+        notes.add("no-speculation", f"{where}: a chunk takes as long as a token; step time "
+                  "without speculation")  # fmt: skip
+        return 0
+    number(ratio, where, "ITL over TPOT", high=MAX_POSITIONS + 1)
+    lengths.append(MeanLength(acceptance_length=ratio, num_draft_tokens=None))
+    notes.add("length-from-latency", f"{where}: acceptance length {ratio:.2f} is the time of a "
+              "chunk over the time of a token; K is not in the file (say --k)")  # fmt: skip
+    return None
 
 
 def _survival(block: Mapping[str, Any], where: str) -> list[float]:
