@@ -95,7 +95,9 @@ class AcceptanceFit(LawKeys):
             for item in _flat(error):
                 number = isinstance(item, (int, float)) and not isinstance(item, bool)
                 if not number or not 0 <= item < math.inf:
-                    raise ValueError(f"standard_errors.{key} = {item!r}: expected numbers >= 0")
+                    raise ValueError(
+                        f"standard_errors.{key} = {item!r}: expected finite numbers >= 0"
+                    )
         return {key: _plain(error) for key, error in value.items()}
 
     @property

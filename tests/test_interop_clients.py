@@ -98,6 +98,10 @@ def test_aiperfs_counts_give_k_and_survival(tmp_path: Path) -> None:
     assert (step.num_draft_tokens, step.batch, step.num_steps) == (3, 4.0, 1000)
     assert step.seconds == pytest.approx(0.0125)
     assert not codes(imported)
+    part = {key: value for key, value in AIPERF.items() if key != "total_spec_decode_steps"}
+    assert not codes(read_file(write(tmp_path / "part.json", part)))
+    other = AIPERF | {"total_spec_decode_steps": {"unit": "count", "avg": 900}}
+    assert codes(read_file(write(tmp_path / "other.json", other))) == {"length-mismatch"}
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -124,6 +128,7 @@ def test_aiperfs_chunks_over_tokens_are_the_length(tmp_path: Path) -> None:
         ({"total_draft_tokens": {"unit": "tokens", "avg": 1000}}, "1500 accepted of 1000 draft"),
         ({"pooled_spec_decode_acceptance_histogram": [1]}, "expected an object, found list"),
         ({"pooled_spec_decode_acceptance_histogram": {"x": 1}}, "accepted tokens = x"),
+        ({"pooled_spec_decode_acceptance_histogram": {"1.5": 1}}, r"accepted tokens = 1\.5"),
         ({"inter_chunk_latency": {"unit": "ms", "avg": 1e12}}, "in seconds = .*<= 1e\\+06"),
     ],
 )
@@ -169,7 +174,7 @@ def test_a_bench_says_what_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="completed = 0: no request succeeded"):
         read_file(write(tmp_path / "f.json", result | {"completed": 0}))
     rate = {"mean_itl_ms": 5.0, "spec_decode_acceptance_rate": 50.0}
-    assert codes(read_file(write(tmp_path / "r.json", rate))) == {"incomplete-lines"}
+    assert codes(read_file(write(tmp_path / "r.json", rate))) == {"incomplete-lines", "unknown-k"}
 
 
 def test_broken_json_says_where(tmp_path: Path) -> None:

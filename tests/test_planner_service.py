@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from planner_services import SMALL
 
 from specsim.acceptance import Iid, Mixture, PerPosition
 from specsim.analytic.breakeven import unpadded
@@ -38,19 +39,12 @@ from specsim.scenario.document import Scenario
 
 
 def service(**sections: Any) -> Scenario:
-    data: dict[str, Any] = {
-        "target": {"model": "llama-3.1-8b"},
-        "draft": {"method": "draft-model", "model": "llama-3.2-1b"},
-        "hardware": {"gpu": "h100-sxm"},
-        "acceptance": {"alpha": 0.75},
-        "workload": {
-            "arrivals": {"process": "poisson", "rate_per_s": 6.0},
-            "prompt_tokens": {"distribution": "lognormal", "mean": 800, "cv": 0.8},
-            "output_tokens": {"distribution": "lognormal", "mean": 200, "cv": 0.8},
-        },
-        "slo": {"ttft_s": 1.0, "tpot_s": 0.015},
+    workload = {
+        **SMALL["workload"],
+        "prompt_tokens": {"distribution": "lognormal", "mean": 800, "cv": 0.8},
+        "output_tokens": {"distribution": "lognormal", "mean": 200, "cv": 0.8},
     }
-    return Scenario.from_dict({**data, **sections})
+    return Scenario.from_dict({**SMALL, "workload": workload, **sections})
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from specsim.errors import RecordError
+from specsim.interop.chunks import LENGTH_GAP, from_latency, per_token
 from specsim.interop.common import MAX_POSITIONS, Imported, MeanLength, Notes, StepTimes, TallyByK
 from specsim.interop.reading import Progress, number, parse_json, read_document, section
-from specsim.interop.vllm_bench import LENGTH_GAP, from_latency
 
 FORMAT = "aiperf"
 #: Seconds per unit that aiperf may name.
@@ -24,9 +24,6 @@ UNITS = {"s": 1.0, "sec": 1.0, "seconds": 1.0, "ms": 1e-3, "milliseconds": 1e-3,
 HISTOGRAM = "pooled_spec_decode_acceptance_histogram"
 #: Tokens per step over all steps; the other lengths are means of requests' means.
 LENGTH = "spec_decode_token_weighted_acceptance_length"
-#: What a client's time per token is, where it does not tell chunks from tokens.
-PER_TOKEN = ("the time is per output token, not per step: they are the same only where nothing "
-             "is speculated")  # fmt: skip
 
 
 def read(path: Path, progress: Progress | None = None) -> Imported:
@@ -65,7 +62,7 @@ def read(path: Path, progress: Progress | None = None) -> Imported:
                       if f"effective_{x}concurrency" in document), None)  # fmt: skip
         times.add(k, batch or None, step, steps or 1.0, counted=steps is not None)
         if not chunk and length is None:
-            notes.add("per-token-time", f"{where}: {PER_TOKEN}")
+            per_token(where, notes)
     if not lengths and not tallies:
         notes.add("latency-only", f"{where}: latencies, no acceptance; feed the server's metrics "
                   "or log too")  # fmt: skip
@@ -111,7 +108,8 @@ def _acceptance(
     counts = _histogram(document, where)
     if counts:
         here = sum(counts.values()), sum(j * n for j, n in counts.items())
-        if (steps, accepted) not in ((None, None), here):
+        told = zip((steps, accepted), here, strict=True)
+        if any(total is not None and total != counted for total, counted in told):
             notes.add(
                 "length-mismatch",
                 f"{where}: {HISTOGRAM} has {here[0]:g} steps and {here[1]:g} accepted tokens, the "
@@ -150,6 +148,8 @@ def _histogram(document: Mapping[str, Any], where: str) -> dict[int, float]:
         return {}
     counts = {}
     for key, count in section(value, where, HISTOGRAM).items():
-        accepted = number(key, where, f"{HISTOGRAM}: accepted tokens", high=MAX_POSITIONS)
-        counts[int(accepted)] = number(count, where, f"{HISTOGRAM}.{key}")
+        if not (key.isdecimal() and int(key) <= MAX_POSITIONS):
+            raise RecordError(f"{where}: {HISTOGRAM}: accepted tokens = {key[:60]}: expected 0.."
+                              f"{MAX_POSITIONS}")  # fmt: skip
+        counts[int(key)] = number(count, where, f"{HISTOGRAM}.{key}")
     return counts if sum(counts.values()) > 0 else {}

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from specsim.errors import RecordError
-from specsim.interop.aiperf import PER_TOKEN
+from specsim.interop.chunks import from_latency, per_token
 from specsim.interop.common import Imported, MeanLength, Notes, StepTimes
 from specsim.interop.reading import LARGEST, Progress, number, parse_json, read_document, section
-from specsim.interop.vllm_bench import from_latency
 
 GUIDELLM, INFERENCE_PERF = "guidellm", "inference-perf"
 
@@ -45,7 +44,7 @@ def read_guidellm(path: Path, progress: Progress | None = None) -> Imported:
             seconds = token_ms * per_chunk * 1e-3
             times.add(k, batch, seconds, chunks or weight or 1.0, counted=chunks is not None)
         else:
-            notes.add("per-token-time", f"{where}: {PER_TOKEN}")
+            per_token(where, notes)
             times.add(None, batch, token_ms * 1e-3, weight or 1.0, counted=False)
     if lengths:
         return Imported(file=str(path), format=GUIDELLM, lengths=tuple(lengths),
@@ -110,13 +109,13 @@ def read_inference_perf(path: Path, progress: Progress | None = None) -> Importe
             f"{where}: request latency {whole:g} s, first token {first:g} s, {output:g} output "
             "tokens: expected a time between tokens"
         )
-    per_token = (whole - first) / (output - 1)
+    token_s = (whole - first) / (output - 1)
     told = latency.get("time_per_output_token")
     mean = _mean(told, where) if isinstance(told, Mapping) else 0.0
-    if 0.4 < mean / per_token < 0.6:
+    if 0.4 < mean / token_s < 0.6:
         notes.add(
             "halved-tpot",
-            f"{where}: time_per_output_token = {mean:.6f} s is half of the {per_token:.6f} s that "
+            f"{where}: time_per_output_token = {mean:.6f} s is half of the {token_s:.6f} s that "
             "request latency, time to first token and output length give; the latter counts",
         )
     rate = good.get("throughput")
@@ -124,8 +123,8 @@ def read_inference_perf(path: Path, progress: Progress | None = None) -> Importe
     if isinstance(rate, Mapping) and rate.get("requests_per_sec") is not None:
         # Little's law over the decoding phase
         batch = number(rate["requests_per_sec"], where, "requests_per_sec") * (whole - first)
-    notes.add("per-token-time", f"{where}: {PER_TOKEN}")
-    times.add(None, max(1.0, round(batch, 2)) if batch else None, per_token, count * (output - 1),
+    per_token(where, notes)
+    times.add(None, max(1.0, round(batch, 2)) if batch else None, token_s, count * (output - 1),
               prompt + output / 2, counted=False)  # fmt: skip
     return _latency_only(path, INFERENCE_PERF, times, notes)
 
@@ -149,7 +148,7 @@ def _server_report(path: Path, good: Mapping[str, Any], where: str, count: float
     lengths are sums over scrapes."""
     notes, times = Notes(), StepTimes()
     tpot = section(good.get("time_per_output_token"), where, "time_per_output_token")
-    notes.add("per-token-time", f"{where}: {PER_TOKEN}")
+    per_token(where, notes)
     times.add(None, None, _mean(tpot, where), count, counted=False)
     return _latency_only(path, INFERENCE_PERF, times, notes)
 

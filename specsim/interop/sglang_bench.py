@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from specsim.errors import RecordError
+from specsim.interop.chunks import from_latency
 from specsim.interop.common import MAX_POSITIONS, Imported, MeanLength, Notes, StepTimes
 from specsim.interop.reading import Progress, may_be_json, number, read_lines, section
-from specsim.interop.vllm_bench import ONE_TOKEN, from_latency, printed_blocks
+from specsim.interop.vllm_bench import printed_blocks
 from specsim.interop.vllm_requests import responses
 
 FORMAT = "sglang-bench"
@@ -44,7 +45,7 @@ def read(path: Path, progress: Progress | None = None) -> Imported:
             notes.add("incomplete-lines", f"{where} holds no result; left out")
             continue
         results += 1
-        lengths_before = len(lengths)
+        k: int | None = None
         length = value.get("accept_length")
         if length is not None:
             number(length, where, "accept_length", low=1.0, high=MAX_POSITIONS + 1)
@@ -54,10 +55,11 @@ def read(path: Path, progress: Progress | None = None) -> Imported:
                 f"{where}: accept_length is the server's mean since it started; K is not in the "
                 "file (say --k)",
             )
-        elif (ratio := _ratio(value)) is not None and ratio >= ONE_TOKEN:
-            # the server of another engine, whose acceptance this client does not ask for
-            from_latency(ratio, where, lengths, notes)
+        elif (ratio := _ratio(value)) is not None:
+            # another engine's server, whose acceptance this client does not ask for
+            k = from_latency(ratio, where, lengths, notes)
         else:
+            k = 0
             notes.add("no-speculation", f"{where}: no accept_length; step time without speculation")
         if value.get("mean_itl_ms", 0) > 0:
             requests = value.get("completed") or 0.0
@@ -66,7 +68,6 @@ def read(path: Path, progress: Progress | None = None) -> Imported:
                 half = value.get("total_output_tokens", 0.0) / 2
                 context = (value["total_input_tokens"] + half) / requests
                 contexts.append(context)
-            k = None if lengths_before < len(lengths) else 0
             per_step = value["mean_itl_ms"] * 1e-3
             if length is not None and not _per_chunk(value, length):
                 per_step *= length

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from specsim.errors import RecordError
+from specsim.interop.chunks import LENGTH_GAP, from_latency
 from specsim.interop.common import MAX_POSITIONS, Imported, MeanLength, Notes, StepTimes, TallyByK
 from specsim.interop.reading import (
     Progress,
@@ -26,12 +27,6 @@ from specsim.interop.reading import (
 )
 
 FORMAT = "vllm-bench"
-#: Largest relative gap between ITL/TPOT and the counted acceptance length that rounding and
-#: the first token of each request explain.
-LENGTH_GAP = 0.1
-#: Below this many tokens a chunk nothing is speculated: the rest is rounding.
-ONE_TOKEN = 1.05
-
 #: Printed label → JSON key.
 PRINTED = {
     "Successful requests": "completed",
@@ -149,8 +144,12 @@ class _Reader:
         k = self._acceptance(block, value, where)
         itl, tpot = value.get("mean_itl_ms", 0.0), value.get("mean_tpot_ms", 0.0)
         ratio = itl / tpot if itl > 0 and tpot > 0 else None
-        if k is None and len(self.lengths) == before and "spec_decode_acceptance_rate" not in value:
-            k = from_latency(ratio, where, self.lengths, self.notes)
+        if k is None and len(self.lengths) == before:
+            if ratio is not None:
+                k = from_latency(ratio, where, self.lengths, self.notes)
+            else:
+                self.notes.add("unknown-k", f"{where}: no counts of drafts, nor ITL and TPOT, to "
+                               "tell whether something was speculated")  # fmt: skip
         if itl > 0:
             batch = self._batch(value, ratio)
             tokens = value.get("total_output_tokens")
@@ -172,8 +171,8 @@ class _Reader:
             if rate is not None:
                 self.notes.add(
                     "incomplete-lines",
-                    f"{where}: an acceptance rate without K or counts does not give the "
-                    "acceptance length; left out",
+                    f"{where}: an acceptance rate (accepted over drafted) without K or counts "
+                    "does not give the acceptance length; left out",
                 )
             return None
         drafts, drafted, accepted = counted
@@ -279,26 +278,6 @@ class _Reader:
             lengths=tuple(self.lengths), steps=self.times.result(), context=context,
             notes=self.notes.result(),
         )  # fmt: skip
-
-
-def from_latency(
-    ratio: float | None, where: str, lengths: list[MeanLength], notes: Notes
-) -> int | None:
-    """What the time of a chunk over the time of a token tells where nothing else does: K = 0
-    where they are equal, or else an acceptance length, which is added, and no K."""
-    if ratio is None:
-        notes.add("no-speculation", f"{where}: no acceptance figures; whether it speculated is "
-                  "not in the file")  # fmt: skip
-        return None
-    if ratio < ONE_TOKEN:
-        notes.add("no-speculation", f"{where}: a chunk takes as long as a token; step time "
-                  "without speculation")  # fmt: skip
-        return 0
-    number(ratio, where, "ITL over TPOT", high=MAX_POSITIONS + 1)
-    lengths.append(MeanLength(acceptance_length=ratio, num_draft_tokens=None))
-    notes.add("length-from-latency", f"{where}: acceptance length {ratio:.2f} is the time of a "
-              "chunk over the time of a token; K is not in the file (say --k)")  # fmt: skip
-    return None
 
 
 def _survival(block: Mapping[str, Any], where: str) -> list[float]:
