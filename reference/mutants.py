@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LIST = Path(__file__).with_name("mutants.toml")
 TABLE = ROOT / "docs" / "mutants.md"
-_COPIED = ("reference", "specsim", "tests/conftest.py", "pyproject.toml")
+_COPIED = ("reference", "specsim", "tests/conftest.py", "tests/pretend_gpu.py", "pyproject.toml")
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,8 @@ def table(verdicts: Sequence[Verdict]) -> str:
         "Written by `python -m reference.mutants`. Each row is a mistake, made on purpose in a "
         "copy of the code (`reference/mutants.toml` has the edits), and the tests that failed "
         "on it. *lossy*: what is emitted changes; *waste*: it does not, but work is wasted or "
-        "counted wrongly. Tests are in `tests/test_reference_<file>.py`.",
+        "counted wrongly; *gpu*: it fails, or emits or times wrongly, on a GPU alone. Tests are "
+        "in `tests/test_reference_<file>.py`.",
         "",
         f"**{killed} of {len(verdicts)} killed.**",
         "",
